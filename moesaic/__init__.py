@@ -1,0 +1,37 @@
+"""moesaic: an inference engine for Mixture-of-Experts language models. Names load when first used."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from moesaic.core.outputs import CompletionOutput, RequestOutput
+    from moesaic.core.sampling_params import SamplingParams
+    from moesaic.engine.args import EngineArgs
+    from moesaic.engine.async_engine import AsyncEngine
+    from moesaic.engine.llm import LLM
+    from moesaic.engine.llm_engine import LLMEngine
+    from moesaic.models.registry import ModelRegistry
+
+_WHERE = {
+    "LLM": "moesaic.engine.llm",
+    "LLMEngine": "moesaic.engine.llm_engine",
+    "AsyncEngine": "moesaic.engine.async_engine",
+    "EngineArgs": "moesaic.engine.args",
+    "SamplingParams": "moesaic.core.sampling_params",
+    "RequestOutput": "moesaic.core.outputs",
+    "CompletionOutput": "moesaic.core.outputs",
+    "ModelRegistry": "moesaic.models.registry",
+}
+__all__ = [*_WHERE, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'moesaic' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

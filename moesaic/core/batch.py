@@ -1,0 +1,37 @@
+"""The tokens of one engine step, flattened: no padding, no prefill or decode kinds."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(slots=True)
+class Batch:
+    """T tokens of S sequences. The worker's `inputs` writes every field; the model only reads.
+
+    Attributes:
+        token_ids: `[T]` int64.
+        positions: `[T]` int64, the token's place in its sequence.
+        slots: `[T]` int64, where its KV is written: block id * block size + offset.
+        query_start: `[S + 1]` int64, rows query_start[s]:query_start[s+1] are sequence s.
+        seq_lens: `[S]` int64, tokens in the cache once this step's are written.
+        block_tables: `[S, B]` int64, padded with 0.
+        logits_rows: `[N]` int64, rows whose logits are wanted.
+        query_lens_host, seq_lens_host: the same lengths as plain ints, so that no kernel reads them back.
+        seq_ids: which sequence each of the S is; per-request routing options hang here.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    slots: torch.Tensor
+    query_start: torch.Tensor
+    seq_lens: torch.Tensor
+    block_tables: torch.Tensor
+    logits_rows: torch.Tensor
+    query_lens_host: list[int]
+    seq_lens_host: list[int]
+    seq_ids: list[int]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.token_ids.shape[0]

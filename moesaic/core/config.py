@@ -1,0 +1,63 @@
+"""The engine's resolved configuration: frozen, typed, nothing left on "auto" (EngineArgs resolves).
+Torch-free, so that a process which only talks to the engine can hold it."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+DType = Literal["float32", "bfloat16", "float16"]
+LoadFormat = Literal["auto", "safetensors", "bin", "dummy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model, and how its weights are read.
+
+    Attributes:
+        path: folder of the checkpoint.
+        name: what clients call it.
+        dtype: of weights and activations.
+        max_model_len: tokens of one sequence, prompt and output together.
+        load_format: where weights come from; "dummy" makes seeded random ones.
+    """
+
+    path: str
+    name: str
+    dtype: DType
+    max_model_len: int
+    load_format: LoadFormat
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """The paged cache.
+
+    Attributes:
+        block_size: tokens a block.
+        memory: bytes for KV, or None to size it by `memory_utilization`.
+        memory_utilization: share of the device's memory that weights and KV may take together.
+    """
+
+    block_size: int
+    memory: int | None
+    memory_utilization: float
+    enable_prefix_caching: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerConfig:
+    """The budget of a step: tokens, and sequences that run at once."""
+
+    max_num_batched_tokens: int
+    max_num_seqs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Everything an engine needs to start."""
+
+    model: ModelConfig
+    cache: CacheConfig
+    scheduler: SchedulerConfig
+    device: str
+    threads: int | None

@@ -1,0 +1,110 @@
+"""What the API process and the engine process say to each other: msgpack of tagged structs, never pickle."""
+
+from typing import Any
+
+import msgspec
+
+from moesaic.core.request import EngineRequest, SequenceUpdate
+
+
+class EngineInfo(msgspec.Struct, kw_only=True):
+    """What a front end must know of a ready engine.
+
+    Attributes:
+        model_path: the checkpoint's folder; the tokeniser lies there unless the arguments say otherwise.
+        names: what clients may call the model, the first is canonical.
+        eos_token_ids: of the model's generation config or config.
+        num_blocks, block_size: the KV cache; a sequence needs ceil(tokens / block_size) blocks.
+        description: one line for people (architecture, parameters, dtype, device).
+    """
+
+    model_path: str
+    names: list[str]
+    architecture: str
+    description: str
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: list[int]
+    num_blocks: int
+    block_size: int
+    dtype: str
+    device: str
+    seed: int
+    startup_seconds: float
+
+
+class EngineStats(msgspec.Struct, array_like=True):
+    """The engine's counters at the end of a step. Gauges are states, totals only grow."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    kv_blocks_used: int = 0
+    kv_blocks_total: int = 0
+    preemptions_total: int = 0
+    prefix_queries_total: int = 0  # prompt tokens looked up in the prefix cache
+    prefix_hits_total: int = 0  # of these, found
+    computed_tokens_total: int = 0
+    steps_total: int = 0
+    step_seconds_total: float = 0.0
+    forward_seconds_total: float = 0.0
+
+
+class Add(msgspec.Struct, tag=True):
+    """To the engine: serve this."""
+
+    request: EngineRequest
+
+
+class Abort(msgspec.Struct, tag=True):
+    """To the engine: forget these requests."""
+
+    request_ids: list[str]
+
+
+class Shutdown(msgspec.Struct, tag=True):
+    """To the engine: end."""
+
+
+class Ready(msgspec.Struct, tag=True):
+    """From the engine, once."""
+
+    info: EngineInfo
+
+
+class StepEvents(msgspec.Struct, tag=True):
+    """From the engine, once a step: all that happened in it."""
+
+    updates: list[SequenceUpdate]
+    stats: EngineStats
+
+
+class Fatal(msgspec.Struct, tag=True):
+    """From the engine, its last word: `kind` is the error's class name."""
+
+    kind: str
+    message: str
+
+
+ToEngine = Add | Abort | Shutdown
+FromEngine = Ready | StepEvents | Fatal
+
+_encoder = msgspec.msgpack.Encoder()
+_to_engine: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToEngine)
+_from_engine: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromEngine)
+
+
+def encode(message: ToEngine | FromEngine) -> bytes:
+    """One message as msgpack."""
+    return _encoder.encode(message)
+
+
+def decode_to_engine(data: bytes) -> ToEngine:
+    """The message behind `data`; raises msgspec.DecodeError for anything else."""
+    message: ToEngine = _to_engine.decode(data)
+    return message
+
+
+def decode_from_engine(data: bytes) -> FromEngine:
+    """The message behind `data`; raises msgspec.DecodeError for anything else."""
+    message: FromEngine = _from_engine.decode(data)
+    return message

@@ -1,0 +1,110 @@
+"""A request as the engine sees it (token ids), its sequences, and what comes back of them each step."""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+import msgspec
+
+from moesaic.core.outputs import FinishReason
+from moesaic.core.sampling_params import SamplingParams
+
+
+class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One client request, tokenised and checked; crosses the process boundary.
+
+    Attributes:
+        max_tokens: generated tokens at most, already bounded by the model's length.
+        stop_token_ids: tokens that end a sequence: the params' own, and EOS unless ignore_eos.
+        eos_token_ids: which of them count as EOS (no stop_reason is reported).
+        priority: lower runs first; ties by arrival.
+        seed: the draws of sequence i start from seed + i.
+        cache_salt: prefix-cache entries are shared only among equal salts.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    max_tokens: int
+    stop_token_ids: list[int]
+    eos_token_ids: list[int]
+    seed: int
+    priority: int = 0
+    arrival_time: float = 0.0
+    cache_salt: str = ""
+
+
+class SequenceStatus(Enum):
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One token stream of a request. The scheduler owns it; all its fields are plain ints and lists.
+
+    Attributes:
+        seq_id: unique in the engine.
+        index: which of the request's n completions.
+        token_ids: prompt, then generated.
+        num_computed: leading tokens whose state is in the cache; it catches up with len(token_ids).
+        block_ids: the block table.
+        block_hashes: prefix-cache hash of each full block, as far as computed.
+        num_cached: prompt tokens that the prefix cache gave at first admission.
+        parent: the sequence of the same request whose prompt blocks this one will share.
+    """
+
+    seq_id: int
+    request: EngineRequest
+    index: int
+    token_ids: list[int]
+    num_computed: int = 0
+    block_ids: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)
+    num_cached: int | None = None
+    parent: "Sequence | None" = None
+    status: SequenceStatus = SequenceStatus.WAITING
+    num_preemptions: int = 0
+
+    @property
+    def prompt_len(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.token_ids) - self.prompt_len
+
+    @property
+    def order(self) -> tuple[int, float, int]:
+        """Sort key of the queues: priority, arrival, sequence id."""
+        return (self.request.priority, self.request.arrival_time, self.seq_id)
+
+
+class LogprobRow(msgspec.Struct, array_like=True):
+    """Candidates at one position: the chosen token first, then the best ones, best first."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    ranks: list[int]
+
+
+class SequenceUpdate(msgspec.Struct, array_like=True):
+    """What one step did to one sequence; the engine sends a list of these a step.
+
+    Attributes:
+        new_token_ids: appended this step (empty for a pure error or abort).
+        logprobs: one row a new token, when asked for.
+        prompt_logprobs: rows of prompt positions 1.. that this step computed, in order, when asked for.
+        num_cached: prompt tokens from the prefix cache.
+        error: set when finish_reason is "error".
+    """
+
+    request_id: str
+    index: int
+    new_token_ids: list[int]
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    logprobs: list[LogprobRow] | None = None
+    prompt_logprobs: list[LogprobRow] | None = None
+    num_cached: int = 0
+    error: str | None = None

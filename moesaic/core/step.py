@@ -1,0 +1,72 @@
+"""The messages between engine and worker: one plan and one result a step. Plain data, so that they can cross
+a process boundary without pickle; in one process the objects themselves are handed over."""
+
+import msgspec
+
+from moesaic.core.request import LogprobRow
+from moesaic.core.sampling_params import SamplingParams
+
+
+class NewSequence(msgspec.Struct, array_like=True):
+    """A sequence that the worker does not know (or no longer, after preemption), with all it needs."""
+
+    seq_id: int
+    token_ids: list[int]
+    prompt_len: int
+    params: SamplingParams
+    stop_token_ids: list[int]
+    seed: int
+
+
+class Advance(msgspec.Struct, array_like=True):
+    """Compute tokens [start, start + num_tokens) of a sequence.
+
+    Attributes:
+        new_block_ids: appended to the worker's copy of the block table.
+        samples: the sequence catches up with its length in this step, so a next token is drawn.
+    """
+
+    seq_id: int
+    start: int
+    num_tokens: int
+    new_block_ids: list[int]
+    samples: bool
+
+
+class StepPlan(msgspec.Struct):
+    """What the scheduler decided for one step.
+
+    Attributes:
+        gone: sequences to forget (finished, aborted or preempted), before `new` is read.
+        new: sequences to learn, before `advance` is read.
+        advance: the batch, in order.
+    """
+
+    gone: list[int]
+    new: list[NewSequence]
+    advance: list[Advance]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(a.num_tokens for a in self.advance)
+
+
+class Sampled(msgspec.Struct, array_like=True):
+    """The worker's answer for one sequence of the plan: a token if it samples, and what else was asked for."""
+
+    seq_id: int
+    token_id: int | None
+    logprobs: LogprobRow | None = None
+    prompt_logprobs: list[LogprobRow] | None = None
+    error: str | None = None
+
+
+class StepResult(msgspec.Struct):
+    """One entry for each sequence that sampled or has prompt log-probabilities to report.
+
+    Attributes:
+        forward_seconds: time inside the model, for the engine's own overhead.
+    """
+
+    sampled: list[Sampled]
+    forward_seconds: float

@@ -1,0 +1,52 @@
+"""EngineArgs: what a user may say about an engine. Names follow vLLM; each default lives here, beside its help."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from moesaic.core.strict import strict_kwargs
+
+EMBEDDED_MODEL = "moe-model"
+
+
+def arg(default: Any, help: str, choices: tuple[str, ...] | None = None, metavar: str | None = None) -> Any:
+    """A field with what the command line needs to make a flag of it."""
+    metadata = {"help": help, "choices": choices, "metavar": metavar}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@strict_kwargs
+@dataclass(frozen=True, kw_only=True)
+class EngineArgs:
+    """Arguments of an engine, as `LLM(...)`, `LLMEngine.from_engine_args` and the command line take them.
+
+    An unknown argument raises ConfigError with the nearest name. `resolve()` (engine/resolve.py) checks the
+    values, replaces every "auto" and None, and logs what it chose.
+    """
+
+    model: str = arg(EMBEDDED_MODEL, "folder, Hugging Face id, or moe-model (embedded, works offline)")
+    tokenizer: str | None = arg(None, "folder or id of the tokenizer, when it is not the model's")
+    skip_tokenizer_init: bool = arg(False, "take and give token ids only; the checkpoint needs no tokenizer")
+    revision: str | None = arg(None, "branch, tag or commit of a Hugging Face id")
+    download_dir: str | None = arg(None, "where a Hugging Face id is kept")
+    served_model_name: list[str] = arg([], "name(s) that clients may use instead of --model; repeatable")
+    chat_template: str | None = arg(None, "file of a Jinja chat template, instead of the tokenizer's own")
+    load_format: str = arg("auto", "where weights come from; dummy makes seeded random ones",
+                           choices=("auto", "safetensors", "bin", "dummy"))
+    dtype: str = arg("auto", "of weights and activations; auto takes the checkpoint's",
+                     choices=("auto", "float32", "bfloat16", "float16"))
+    device: str = arg("auto", "where the model runs; auto takes a GPU if there is one",
+                      choices=("auto", "cpu", "cuda"))
+    max_model_len: int | None = arg(None, "tokens of one sequence, prompt and output; the model's own by default")
+    max_num_seqs: int = arg(256, "sequences that run at once")
+    max_num_batched_tokens: int = arg(2048, "token budget of one step; longer prompts are computed in chunks")
+    block_size: int = arg(16, "tokens a KV-cache block")
+    enable_prefix_caching: bool = arg(True, "reuse the KV of a prompt's beginning that was computed before")
+    kv_cache_memory: str | int | None = arg(None, "memory for KV, as 4GiB or bytes; else by the next flag",
+                                            metavar="SIZE")
+    gpu_memory_utilization: float | None = arg(
+        None, "share of the device's memory (the machine's, on a CPU) for weights and KV; 0.9 on a GPU, 0.5 on a CPU")
+    tensor_parallel_size: int = arg(1, "only 1 yet")
+    threads: int | None = arg(None, "CPU threads of the model; the machine's physical cores by default")
+    seed: int = arg(0, "of dummy weights, and of requests that bring none")
