@@ -56,9 +56,9 @@ class Add(msgspec.Struct, tag=True):
 
 
 class Abort(msgspec.Struct, tag=True):
-    """To the engine: forget these requests."""
+    """To the engine: forget these sequences: (request id, index), or index -1 for all of a request's."""
 
-    request_ids: list[str]
+    sequences: list[tuple[str, int]]
 
 
 class Shutdown(msgspec.Struct, tag=True):

@@ -49,8 +49,10 @@ class Sequence:
         token_ids: prompt, then generated.
         num_computed: leading tokens whose state is in the cache; it catches up with len(token_ids).
         block_ids: the block table.
-        block_hashes: prefix-cache hash of each full block, as far as computed.
+        block_hashes: prefix-cache key of each full block, as far as hashed.
+        num_committed: leading blocks that were offered to the prefix cache.
         num_cached: prompt tokens that the prefix cache gave at first admission.
+        prompt_rows_done: rows of prompt log-probabilities already reported (a preempted one computes them again).
         parent: the sequence of the same request whose prompt blocks this one will share.
     """
 
@@ -61,7 +63,9 @@ class Sequence:
     num_computed: int = 0
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
+    num_committed: int = 0
     num_cached: int | None = None
+    prompt_rows_done: int = 0
     parent: "Sequence | None" = None
     status: SequenceStatus = SequenceStatus.WAITING
     num_preemptions: int = 0

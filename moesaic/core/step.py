@@ -8,7 +8,11 @@ from moesaic.core.sampling_params import SamplingParams
 
 
 class NewSequence(msgspec.Struct, array_like=True):
-    """A sequence that the worker does not know (or no longer, after preemption), with all it needs."""
+    """A sequence that the worker does not know (or no longer, after preemption), with all it needs.
+
+    Attributes:
+        prompt_logprobs: how many best tokens to report at each prompt position, or None.
+    """
 
     seq_id: int
     token_ids: list[int]
@@ -16,6 +20,7 @@ class NewSequence(msgspec.Struct, array_like=True):
     params: SamplingParams
     stop_token_ids: list[int]
     seed: int
+    prompt_logprobs: int | None = None
 
 
 class Advance(msgspec.Struct, array_like=True):

@@ -32,21 +32,29 @@ class EngineArgs:
     download_dir: str | None = arg(None, "where a Hugging Face id is kept")
     served_model_name: list[str] = arg([], "name(s) that clients may use instead of --model; repeatable")
     chat_template: str | None = arg(None, "file of a Jinja chat template, instead of the tokenizer's own")
-    load_format: str = arg("auto", "where weights come from; dummy makes seeded random ones",
-                           choices=("auto", "safetensors", "bin", "dummy"))
-    dtype: str = arg("auto", "of weights and activations; auto takes the checkpoint's",
-                     choices=("auto", "float32", "bfloat16", "float16"))
-    device: str = arg("auto", "where the model runs; auto takes a GPU if there is one",
-                      choices=("auto", "cpu", "cuda"))
+    load_format: str = arg(
+        "auto",
+        "where weights come from; dummy makes seeded random ones",
+        choices=("auto", "safetensors", "bin", "dummy"),
+    )
+    dtype: str = arg(
+        "auto",
+        "of weights and activations; auto takes the checkpoint's",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+    device: str = arg("auto", "where the model runs; auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
     max_model_len: int | None = arg(None, "tokens of one sequence, prompt and output; the model's own by default")
     max_num_seqs: int = arg(256, "sequences that run at once")
     max_num_batched_tokens: int = arg(2048, "token budget of one step; longer prompts are computed in chunks")
     block_size: int = arg(16, "tokens a KV-cache block")
     enable_prefix_caching: bool = arg(True, "reuse the KV of a prompt's beginning that was computed before")
-    kv_cache_memory: str | int | None = arg(None, "memory for KV, as 4GiB or bytes; else by the next flag",
-                                            metavar="SIZE")
+    kv_cache_memory: str | int | None = arg(
+        None, "memory for KV, as 4GiB or bytes; else by the next flag", metavar="SIZE"
+    )
     gpu_memory_utilization: float | None = arg(
-        None, "share of the device's memory (the machine's, on a CPU) for weights and KV; 0.9 on a GPU, 0.5 on a CPU")
+        None,
+        "share of the device's memory (the machine's, on a CPU) for weights and KV; 0.9 on a GPU, 0.5 on a CPU",
+    )
     tensor_parallel_size: int = arg(1, "only 1 yet")
     threads: int | None = arg(None, "CPU threads of the model; the machine's physical cores by default")
     seed: int = arg(0, "of dummy weights, and of requests that bring none")

@@ -1,0 +1,98 @@
+"""The engine: token ids in, token ids out. Text is the front end's matter."""
+
+from time import perf_counter
+
+from moesaic.core.log import get_logger
+from moesaic.core.messages import EngineInfo, EngineStats
+from moesaic.core.request import EngineRequest, SequenceUpdate
+from moesaic.core.step import Sampled, StepPlan, StepResult
+from moesaic.engine.args import EngineArgs
+from moesaic.engine.resolve import resolve
+from moesaic.models.load import eos_token_ids, read_config
+from moesaic.scheduler.scheduler import Scheduler
+from moesaic.worker.executor import LocalExecutor
+
+logger = get_logger(__name__)
+
+
+class Engine:
+    """Scheduler and worker, driven one step at a time.
+
+    Attributes:
+        info: what a front end must know.
+    """
+
+    def __init__(self, args: EngineArgs) -> None:
+        start = perf_counter()
+        resolved = resolve(args)
+        config = resolved.config
+        self.executor = LocalExecutor(config, resolved.explicit_len)
+        self.scheduler = Scheduler(config.scheduler, config.cache, self.executor.kv.num_blocks)
+        model = self.executor.model
+        self.info = EngineInfo(
+            model_path=config.model.path,
+            names=resolved.names,
+            architecture=model.spec.architecture,
+            description=model.spec.describe(),
+            max_model_len=self.executor.kv.max_model_len,
+            vocab_size=model.spec.vocab_size,
+            eos_token_ids=eos_token_ids(config.model.path, read_config(config.model.path)),
+            num_blocks=self.executor.kv.num_blocks,
+            block_size=config.cache.block_size,
+            dtype=config.model.dtype,
+            device=config.device,
+            seed=args.seed,
+            startup_seconds=perf_counter() - start,
+        )
+        logger.info(
+            "ready in %.1f s: %s, %s on %s",
+            self.info.startup_seconds,
+            self.info.description,
+            self.info.dtype,
+            self.info.device,
+        )
+
+    def add(self, request: EngineRequest) -> None:
+        """Queue a request; raises RequestError if it can never be served."""
+        self.scheduler.add(request)
+
+    def abort(self, request_id: str, index: int = -1) -> None:
+        """Forget a request, or one of its sequences; its blocks are free at once."""
+        self.scheduler.abort(request_id, index)
+
+    @property
+    def has_unfinished(self) -> bool:
+        return self.scheduler.has_unfinished
+
+    def step(self) -> list[SequenceUpdate]:
+        """Run one step: plan it, execute it, book what it did."""
+        start = perf_counter()
+        plan = self.scheduler.schedule()
+        result = self._execute(plan)
+        updates = self.scheduler.update(plan, result)
+        self._count(perf_counter() - start, result.forward_seconds)
+        return updates
+
+    def _execute(self, plan: StepPlan) -> StepResult:
+        """A step that fails takes down the sequences in it, and nothing else."""
+        try:
+            return self.executor.execute(plan)
+        except Exception as error:
+            logger.exception("a step of %d tokens failed", plan.num_tokens)
+            message = f"the engine failed on this batch: {type(error).__name__}: {error}"
+            return StepResult([Sampled(item.seq_id, None, error=message) for item in plan.advance], 0.0)
+
+    def _count(self, step_seconds: float, forward_seconds: float) -> None:
+        stats = self.scheduler.stats
+        stats.steps_total += 1
+        stats.step_seconds_total += step_seconds
+        stats.forward_seconds_total += forward_seconds
+
+    @property
+    def stats(self) -> EngineStats:
+        """Counters and gauges as they are now."""
+        return self.scheduler.snapshot()
+
+    def check_integrity(self) -> None:
+        """Prove that the blocks in use are exactly those that live sequences hold; raises MoesaicError."""
+        self.scheduler.check_integrity()

@@ -1,0 +1,126 @@
+"""LLM: the offline face. Many prompts in, their outputs in the same order (vLLM's interface)."""
+
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+from moesaic.core.errors import RequestError
+from moesaic.core.log import setup_logging
+from moesaic.core.outputs import RequestOutput
+from moesaic.core.sampling_params import SamplingParams
+from moesaic.engine.args import EngineArgs
+from moesaic.engine.frontend import Prompt
+from moesaic.engine.llm_engine import LLMEngine
+from moesaic.engine.tokenizer import Tokenizer
+
+Messages = list[dict[str, Any]]
+
+
+class LLM:
+    """A model in this process.
+
+    Args:
+        model: folder, Hugging Face id, or "moe-model" (embedded).
+        kwargs: any field of EngineArgs; an unknown one raises ConfigError with the nearest name.
+    """
+
+    def __init__(self, model: str | None = None, **kwargs: Any) -> None:
+        setup_logging()
+        if model is not None:
+            kwargs["model"] = model
+        self.llm_engine = LLMEngine.from_engine_args(EngineArgs(**kwargs))
+        self._ids = count()
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self.llm_engine.tokenizer
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        priority: Sequence[int] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete every prompt.
+
+        Args:
+            prompts: one or many; each is text, token ids, or a dict with `prompt` or `prompt_token_ids`.
+            sampling_params: one for all, or one a prompt.
+            use_tqdm: show progress (the name is vLLM's).
+            priority: one a prompt; lower runs first.
+
+        Returns:
+            one finished RequestOutput a prompt, in order.
+
+        Raises:
+            RequestError: a prompt or its parameters cannot be served; none of them is.
+        """
+        many = _as_list(prompts)
+        params = self._params_for(many, sampling_params)
+        if priority is not None and len(priority) != len(many):
+            raise RequestError(f"{len(many)} prompts, but {len(priority)} priorities", "priority")
+        ids: list[str] = []
+        try:
+            for i, (prompt, param) in enumerate(zip(many, params, strict=True)):
+                request_id = f"llm-{next(self._ids)}"
+                self.llm_engine.add_request(request_id, prompt, param, priority=priority[i] if priority else 0)
+                ids.append(request_id)
+            return self._run(ids, use_tqdm)
+        except BaseException:  # an interrupt too must not leave requests behind
+            for request_id in ids:
+                self.llm_engine.abort_request(request_id)
+            raise
+
+    def chat(
+        self,
+        messages: Messages | Sequence[Messages],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation or many, through the model's chat template. Raises RequestError as `generate`."""
+        if self.tokenizer is None:
+            raise RequestError("chat needs a tokenizer: the engine runs with skip_tokenizer_init", "messages")
+        one = bool(messages) and isinstance(messages[0], dict)
+        prompts: list[Prompt] = []
+        for conversation in [messages] if one else messages:
+            text = self.tokenizer.apply_chat_template(list(conversation), **(chat_template_kwargs or {}))  # type: ignore[arg-type]
+            # the template writes its own special tokens
+            prompts.append({"prompt_token_ids": self.tokenizer.encode(text, add_special_tokens=False)})
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    @staticmethod
+    def _params_for(
+        prompts: list[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> Sequence[SamplingParams]:
+        if params is None or isinstance(params, SamplingParams):
+            return [params or SamplingParams()] * len(prompts)
+        if len(params) != len(prompts):
+            raise RequestError(f"{len(prompts)} prompts, but {len(params)} sampling_params", "sampling_params")
+        return params
+
+    def _run(self, ids: list[str], show_progress: bool) -> list[RequestOutput]:
+        from rich.progress import Progress, TextColumn
+
+        done: dict[str, RequestOutput] = {}
+        columns = (*Progress.get_default_columns(), TextColumn("{task.fields[rate]}"))
+        with Progress(*columns, transient=True, disable=not show_progress) as progress:
+            task = progress.add_task("prompts", total=len(ids), rate="")
+            while len(done) < len(ids):
+                finished = [output for output in self.llm_engine.step() if output.finished]
+                done.update((output.request_id, output) for output in finished)
+                if finished and show_progress:
+                    tokens = sum(len(c.token_ids) for output in done.values() for c in output.outputs)
+                    elapsed = progress.tasks[task].elapsed or 1e-9
+                    progress.update(task, completed=len(done), rate=f"{tokens / elapsed:.0f} tokens/s")
+        return [done[request_id] for request_id in ids]
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """One prompt, in any form, or a sequence of them, as a list."""
+    if isinstance(prompts, str | dict) or (len(prompts) > 0 and all(isinstance(p, int) for p in prompts)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]

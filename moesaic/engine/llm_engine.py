@@ -1,0 +1,73 @@
+"""LLMEngine: engine and front end in one process, driven by whoever calls `step` (vLLM's interface)."""
+
+from itertools import count
+
+from moesaic.core.outputs import RequestOutput
+from moesaic.core.sampling_params import SamplingParams
+from moesaic.engine.args import EngineArgs
+from moesaic.engine.engine import Engine
+from moesaic.engine.frontend import Frontend, Prompt
+from moesaic.engine.tokenizer import Tokenizer
+
+
+class LLMEngine:
+    """Add requests, then call `step` until none is unfinished.
+
+    Raises:
+        ConfigError, CheckpointError: the arguments or the model cannot be used.
+    """
+
+    def __init__(self, args: EngineArgs) -> None:
+        self.engine = Engine(args)
+        path = args.tokenizer or self.engine.info.model_path
+        self.tokenizer = None if args.skip_tokenizer_init else Tokenizer(path, args.chat_template)
+        self.frontend = Frontend(self.engine.info, self.tokenizer)
+        self._ids = count()
+
+    @classmethod
+    def from_engine_args(cls, args: EngineArgs) -> "LLMEngine":
+        """The engine that the arguments describe."""
+        return cls(args)
+
+    def add_request(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> None:
+        """Queue a request; raises RequestError if it can never be served."""
+        request = self.frontend.admit(
+            request_id, prompt, params or SamplingParams(), priority=priority, cache_salt=cache_salt
+        )
+        try:
+            self.engine.add(request)
+        except Exception:
+            self.frontend.forget(request_id)
+            raise
+
+    def abort_request(self, request_id: str) -> None:
+        """Forget a request; its blocks are free at once. Unknown ids are ignored."""
+        self.frontend.forget(request_id)
+        self.engine.abort(request_id)
+
+    def has_unfinished_requests(self) -> bool:
+        return self.engine.has_unfinished
+
+    def step(self) -> list[RequestOutput]:
+        """Run one step; the outputs (cumulative) of the requests that it touched."""
+        outputs, stopped = self.frontend.process(self.engine.step())
+        for request_id, index in stopped:
+            self.engine.abort(request_id, index)
+        return outputs
+
+    def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestOutput:
+        """Serve one prompt to its end (others that were added go on beside it)."""
+        request_id = f"generate-{next(self._ids)}"
+        self.add_request(request_id, prompt, params)
+        while True:
+            for output in self.step():
+                if output.request_id == request_id and output.finished:
+                    return output

@@ -1,0 +1,92 @@
+"""The engine process: `python -m moesaic.engine.process SOCKET`, arguments as JSON on stdin.
+
+It ends when told, when the model cannot be loaded (saying why), or when its parent is gone: then stdin closes.
+"""
+
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import msgspec
+import zmq
+
+from moesaic.core.errors import MoesaicError, RequestError
+from moesaic.core.log import get_logger, setup_logging
+from moesaic.core.messages import Abort, Add, Fatal, Ready, Shutdown, StepEvents, decode_to_engine, encode
+from moesaic.core.request import SequenceUpdate
+from moesaic.engine.args import EngineArgs
+
+if TYPE_CHECKING:
+    from moesaic.engine.engine import Engine
+
+logger = get_logger(__name__)
+
+
+def main() -> int:
+    """Load the engine, say so, serve until told to stop. Returns the exit status."""
+    setup_logging()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    args = msgspec.json.decode(sys.stdin.readline(), type=EngineArgs)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    socket = zmq.Context().socket(zmq.PAIR)
+    socket.setsockopt(zmq.LINGER, 2000)
+    socket.connect(sys.argv[1])
+    try:
+        from moesaic.engine.engine import Engine
+
+        engine = Engine(args)
+        socket.send(encode(Ready(engine.info)))
+        _serve(engine, socket)
+    except Exception as error:
+        if not isinstance(error, MoesaicError):
+            logger.exception("the engine failed")
+        socket.send(encode(Fatal(type(error).__name__, str(error))))
+        return 1
+    finally:
+        socket.close()
+    return 0
+
+
+def _end_with_parent() -> None:
+    """The parent holds our stdin open; when it ends, however it ends, so do we."""
+    while sys.stdin.buffer.raw.read(1):  # type: ignore[attr-defined]
+        pass
+    os._exit(0)
+
+
+def _serve(engine: "Engine", socket: "zmq.Socket[bytes]") -> None:
+    """Take in what has arrived, run a step, send one batch of events; sleep only when there is nothing to do."""
+    while True:
+        refused: list[SequenceUpdate] = []
+        wait = 0 if engine.has_unfinished else None
+        while socket.poll(wait):
+            message = decode_to_engine(socket.recv())
+            if isinstance(message, Shutdown):
+                return
+            refused += _take(engine, message)
+            wait = 0
+        updates = refused + (engine.step() if engine.has_unfinished else [])
+        socket.send(encode(StepEvents(updates, engine.stats)))
+
+
+def _take(engine: "Engine", message: Add | Abort) -> list[SequenceUpdate]:
+    """Carry out one message; a request that the engine refuses is answered at once."""
+    if isinstance(message, Abort):
+        for request_id, index in message.sequences:
+            engine.abort(request_id, index)
+        return []
+    request = message.request
+    try:
+        engine.add(request)
+    except RequestError as error:
+        return [
+            SequenceUpdate(request.request_id, index, [], finish_reason="error", error=str(error))
+            for index in range(request.params.n)
+        ]
+    return []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

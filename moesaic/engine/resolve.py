@@ -1,0 +1,184 @@
+"""From EngineArgs, as the user gave them, to an EngineConfig with nothing left open; what was chosen is logged."""
+
+import os
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from moesaic.core.config import CacheConfig, DType, EngineConfig, LoadFormat, ModelConfig, SchedulerConfig
+from moesaic.core.errors import ConfigError, UnsupportedError
+from moesaic.core.log import get_logger
+from moesaic.engine.args import EMBEDDED_MODEL, EngineArgs
+
+logger = get_logger(__name__)
+EMBEDDED_PATH = Path(__file__).parent.parent / "embedded" / EMBEDDED_MODEL
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+UNITS = {
+    "": 1,
+    "B": 1,
+    "K": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "KI": 2**10,
+    "MI": 2**20,
+    "GI": 2**30,
+    "TI": 2**40,
+}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """An engine's configuration and what a front end needs beside it."""
+
+    config: EngineConfig
+    names: list[str]
+    explicit_len: bool
+
+
+def check_args(args: EngineArgs) -> None:
+    """Check every value that needs no model; raises ConfigError naming the argument and its range."""
+    for f in fields(args):
+        choices = f.metadata["choices"]
+        if choices and getattr(args, f.name) not in choices:
+            raise ConfigError(f"{f.name} must be one of {', '.join(choices)}, got {getattr(args, f.name)!r}")
+    for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "tensor_parallel_size"):
+        _at_least_one(name, getattr(args, name))
+    for name in ("max_model_len", "threads"):
+        if getattr(args, name) is not None:
+            _at_least_one(name, getattr(args, name))
+    if args.tensor_parallel_size > 1:
+        raise UnsupportedError(
+            f"tensor_parallel_size is {args.tensor_parallel_size}, but parallelism has not landed yet: only 1 works"
+        )
+    share = args.gpu_memory_utilization
+    if share is not None and not (isinstance(share, int | float) and 0 < share <= 1):
+        raise ConfigError(f"gpu_memory_utilization must be in (0, 1], got {share!r}")
+    if not isinstance(args.seed, int):
+        raise ConfigError(f"seed must be a whole number, got {args.seed!r}")
+    parse_size(args.kv_cache_memory)
+
+
+def _at_least_one(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def parse_size(text: str | int | None) -> int | None:
+    """Bytes behind `4GiB`, `512MiB`, `1.5G` or a plain number; raises ConfigError for anything else."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", str(text).upper())
+    if not match or match[2] not in UNITS:
+        raise ConfigError(f"kv_cache_memory must be a size such as 4GiB or 500MB, got {text!r}")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def resolve(args: EngineArgs) -> Resolved:
+    """Find the model, read its config, and settle dtype, length, device and memory.
+
+    Raises:
+        ConfigError: a value is out of range, or the model cannot be found or read.
+    """
+    from moesaic.models.load import read_config, read_spec
+
+    check_args(args)
+    path = find_model(args.model, args.revision, args.download_dir)
+    raw = read_config(path)
+    _, spec = read_spec(path)
+    dtype = args.dtype if args.dtype != "auto" else _checkpoint_dtype(raw)
+    device = _device(args.device)
+    length = args.max_model_len or spec.max_position_embeddings
+    if length > spec.max_position_embeddings:
+        raise ConfigError(f"max_model_len {length} is longer than the model's {spec.max_position_embeddings} positions")
+    config = EngineConfig(
+        model=ModelConfig(
+            path=path,
+            name=args.model,
+            dtype=cast(DType, dtype),
+            max_model_len=length,
+            load_format=cast(LoadFormat, args.load_format),
+            seed=args.seed,
+        ),
+        cache=CacheConfig(
+            block_size=args.block_size,
+            memory=parse_size(args.kv_cache_memory),
+            memory_utilization=args.gpu_memory_utilization or (0.5 if device == "cpu" else 0.9),
+            enable_prefix_caching=args.enable_prefix_caching,
+        ),
+        scheduler=SchedulerConfig(max_num_batched_tokens=args.max_num_batched_tokens, max_num_seqs=args.max_num_seqs),
+        device=device,
+        threads=args.threads or (physical_cores() if device == "cpu" else None),
+    )
+    logger.info("configuration: %s", asdict(config))
+    return Resolved(config, list(args.served_model_name) or [args.model], args.max_model_len is not None)
+
+
+def find_model(model: str, revision: str | None = None, download_dir: str | None = None) -> str:
+    """The folder of a model: the embedded one, a folder, or a hub id (downloaded, or from the hub's cache).
+
+    Raises:
+        ConfigError: neither; with what was tried.
+    """
+    if os.path.isdir(model):
+        return os.path.abspath(model)
+    if model == EMBEDDED_MODEL:
+        return str(EMBEDDED_PATH)
+    if os.path.exists(model):
+        raise ConfigError(f"model {model!r} is a file; a folder with config.json and weights is needed")
+    if not HUB_ID.fullmatch(model):
+        raise ConfigError(
+            f"model {model!r} is neither a folder here nor a Hugging Face id (owner/name); "
+            f"{EMBEDDED_MODEL} is the embedded model"
+        )
+    return _download(model, revision, download_dir)
+
+
+def _download(repo: str, revision: str | None, download_dir: str | None) -> str:
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        files = HfApi().list_repo_files(repo, revision=revision)
+        weights = "*.safetensors" if any(f.endswith(".safetensors") for f in files) else "*.bin"
+        wanted = ["*.json", "*.jinja", "*.model", "*.txt", weights]
+        return snapshot_download(repo, revision=revision, cache_dir=download_dir, allow_patterns=wanted)
+    except Exception as error:  # whatever the hub client raises, the user's next step is the same
+        try:
+            return snapshot_download(repo, revision=revision, cache_dir=download_dir, local_files_only=True)
+        except Exception:
+            raise ConfigError(
+                f"model {repo!r} is no folder here, and the Hugging Face hub did not give it: {error}"
+            ) from error
+
+
+def _checkpoint_dtype(config: dict[str, Any]) -> str:
+    """The dtype that config.json states (transformers 5 `dtype`, 4 `torch_dtype`); float32 when it states none."""
+    stated = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if stated not in get_args(DType):
+        raise ConfigError(
+            f"config.json states dtype {stated!r}; choose one with --dtype ({', '.join(get_args(DType))})"
+        )
+    return str(stated)
+
+
+def _device(wanted: str) -> str:
+    """`cpu` or `cuda`; `auto` takes a GPU if torch sees one."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise ConfigError("device cuda was asked for, but torch sees no GPU: use --device cpu")
+    return "cuda" if available and wanted in ("auto", "cuda") else "cpu"
+
+
+def physical_cores() -> int:
+    """Cores this process may use, hyper-threads of one core counted once."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    siblings = set()
+    for cpu in allowed:
+        try:
+            text = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+        except OSError:
+            text = str(cpu)
+        siblings.add(text)
+    return max(1, len(siblings))

@@ -1,0 +1,218 @@
+"""Text to token ids and back, without torch: the `tokenizers` library, and Jinja for chat templates."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from moesaic.core.errors import ConfigError, RequestError
+from moesaic.core.log import get_logger
+
+logger = get_logger(__name__)
+CONVERT = (
+    "import sys; from transformers import AutoTokenizer; "
+    "AutoTokenizer.from_pretrained(sys.argv[1], use_fast=True).save_pretrained(sys.argv[2])"
+)
+
+
+class Tokenizer:
+    """The tokeniser of a checkpoint folder.
+
+    A folder without tokenizer.json (a SentencePiece model, say) is converted once a start by transformers, in
+    a process of its own, because transformers brings torch along.
+
+    Raises:
+        ConfigError: there is no tokeniser, or it cannot be read.
+    """
+
+    def __init__(self, path: str, chat_template: str | None = None) -> None:
+        self.path = path
+        file = Path(path) / "tokenizer.json"
+        self._config = _read_json(Path(path) / "tokenizer_config.json")
+        self._backend = _load(file if file.exists() else _convert(path))
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._chat_template = _read_template(chat_template) if chat_template else self._own_template()
+
+    @property
+    def backend(self) -> Any:
+        """The `tokenizers.Tokenizer`."""
+        return self._backend
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that mean something, added tokens included."""
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._chat_template is not None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text; special tokens written in it count as such."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids; bytes that are no character become U+FFFD."""
+        return str(self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens))
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token alone."""
+        return self.decode([token_id], skip_special_tokens=False)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token: exact for byte-level vocabularies, else those of its text."""
+        token = self._backend.id_to_token(token_id)
+        if token is not None and self._is_byte_level and all(c in _BYTE_OF for c in token):
+            return bytes(_BYTE_OF[c] for c in token)
+        return self.token_text(token_id).encode()
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        return "ByteLevel" in str(self._backend.decoder)
+
+    def _special(self, name: str) -> str | None:
+        """The text of `bos_token` and the like, as tokenizer_config.json has it (a string or an object)."""
+        value = self._config.get(name)
+        return value.get("content") if isinstance(value, dict) else value
+
+    # ---------------------------------------------------------------- chat
+
+    def _own_template(self) -> str | None:
+        """chat_template.jinja, else tokenizer_config.json's (of several, the one named default)."""
+        file = Path(self.path) / "chat_template.jinja"
+        if file.exists():
+            return file.read_text()
+        template = self._config.get("chat_template")
+        if isinstance(template, list):
+            named = {t.get("name"): t.get("template") for t in template}
+            template = named.get("default")
+        return template
+
+    def apply_chat_template(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **template_kwargs: Any,
+    ) -> str:
+        """The prompt that a conversation becomes, by the model's Jinja template (run in a sandbox).
+
+        Args:
+            continue_final_message: the prompt ends inside the last message, for the model to go on with.
+
+        Raises:
+            RequestError: there is no template, or it refuses the messages.
+        """
+        if self._chat_template is None:
+            raise RequestError("this model has no chat template: use /v1/completions, or start with --chat-template")
+        if continue_final_message and add_generation_prompt:
+            raise RequestError(
+                "continue_final_message and add_generation_prompt exclude each other",
+                "continue_final_message",
+            )
+        if not messages:
+            raise RequestError("messages must hold at least one message", "messages")
+        text = self._render(messages, add_generation_prompt, template_kwargs)
+        return _cut_after(text, messages[-1].get("content")) if continue_final_message else text
+
+    def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool, kwargs: dict[str, Any]) -> str:
+        from jinja2.exceptions import TemplateError
+
+        special = {name: self._special(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+        values = {**special, "tools": None, "documents": None, **kwargs}
+        values = {k: v for k, v in values.items() if v is not None or k in ("tools", "documents")}
+        try:
+            return str(self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **values))
+        except (TemplateError, TypeError, KeyError, AttributeError, ValueError) as error:
+            raise RequestError(f"the chat template cannot take these messages: {error}", "messages") from error
+
+    @cached_property
+    def _template(self) -> Any:
+        from jinja2.exceptions import TemplateError
+        from jinja2.ext import loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        def refuse(message: str) -> None:
+            raise TemplateError(message)
+
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.filters["tojson"] = _to_json
+        environment.globals["raise_exception"] = refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        try:
+            return environment.from_string(self._chat_template or "")
+        except TemplateError as error:
+            raise RequestError(f"the model's chat template is not valid Jinja: {error}") from error
+
+
+def _load(file: Path) -> Any:
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        return Backend.from_file(str(file))
+    except Exception as error:  # the library raises bare Exceptions
+        raise ConfigError(f"{file} is not a readable tokenizer: {error}") from error
+
+
+def _convert(path: str) -> Path:
+    """tokenizer.json made by transformers from whatever tokeniser files the folder has."""
+    known = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
+    hint = "give --tokenizer a folder that has one, or skip_tokenizer_init to work with token ids"
+    if not any((Path(path) / name).exists() for name in known):
+        raise ConfigError(f"no tokenizer in {path} (no tokenizer.json, no tokenizer.model): {hint}")
+    target = tempfile.mkdtemp(prefix="moesaic-tokenizer-")
+    logger.info("%s has no tokenizer.json: transformers converts its tokenizer", path)
+    done = subprocess.run([sys.executable, "-c", CONVERT, path, target], capture_output=True, text=True, check=False)
+    file = Path(target) / "tokenizer.json"
+    if done.returncode or not file.exists():
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ConfigError(f"the tokenizer in {path} cannot be read ({reason}): {hint}")
+    return file
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {}
+    try:
+        value = json.loads(file.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{file} is not JSON: {error}") from error
+    return value if isinstance(value, dict) else {}
+
+
+def _read_template(source: str) -> str:
+    if not os.path.isfile(source):
+        raise ConfigError(f"chat_template {source!r} is not a file")
+    return Path(source).read_text()
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, **kwargs: Any) -> str:
+    """JSON as chat templates expect it: unescaped, where Jinja's own filter writes for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, **kwargs)
+
+
+def _cut_after(text: str, content: Any) -> str:
+    """`text` up to the end of the last message's content."""
+    final = content.strip() if isinstance(content, str) else ""
+    at = text.rfind(final)
+    if not final or at < 0:
+        raise RequestError("continue_final_message needs a last message with text", "continue_final_message")
+    return text[: at + len(final)]
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins for bytes: visible characters stand for themselves, the rest from U+0100 on."""
+    visible = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [b for b in range(256) if b not in visible]
+    return {chr(b): b for b in visible} | {chr(256 + i): b for i, b in enumerate(hidden)}
+
+
+_BYTE_OF = _byte_alphabet()

@@ -1,0 +1,1 @@
+"""Who runs in a step, and which blocks they hold. Plain ints only: tested without a model."""

@@ -1,0 +1,1 @@
+"""Carries out plans: batch tensors, the model, the sampler. Knows nothing of queues and clients."""

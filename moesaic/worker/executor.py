@@ -1,0 +1,44 @@
+"""Where plans are carried out. One kind yet: a worker in the engine's own process."""
+
+import torch
+
+from moesaic.core.config import EngineConfig
+from moesaic.core.log import get_logger
+from moesaic.core.step import StepPlan, StepResult
+from moesaic.models.load import load_model
+from moesaic.worker.inputs import SequenceTable
+from moesaic.worker.memory import plan_kv
+from moesaic.worker.runner import Runner
+
+logger = get_logger(__name__)
+
+
+class LocalExecutor:
+    """Loads the model on this process's device and executes plans there.
+
+    Attributes:
+        kv: the cache as allocated; its max_model_len may be shorter than the configuration's.
+    """
+
+    def __init__(self, config: EngineConfig, explicit_len: bool) -> None:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self.model = load_model(config.model, config.device)
+        specs = self.model.cache_specs()
+        weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        self.kv = plan_kv(config, specs, weight_bytes, explicit_len)
+        caches = [spec.allocate(self.kv.num_blocks, config.cache.block_size, config.device) for spec in specs]
+        table = SequenceTable(
+            config.scheduler.max_num_seqs, self.kv.max_model_len, config.cache.block_size, config.device
+        )
+        self.runner = Runner(self.model, caches, table)
+        logger.info(
+            "KV cache: %d blocks of %d tokens, %.3g GiB",
+            self.kv.num_blocks,
+            config.cache.block_size,
+            self.kv.total_bytes / 2**30,
+        )
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Carry out one plan."""
+        return self.runner.execute(plan)

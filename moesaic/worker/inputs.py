@@ -1,0 +1,127 @@
+"""The worker's copy of the running sequences, and the batch tensors that a plan makes of it.
+
+Tokens and block tables live in two arrays with a row a sequence, so that any mix of chunks and single tokens
+becomes a batch by a few vectorised look-ups; a step sends only what is new.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from moesaic.core.batch import Batch
+from moesaic.core.sampling_params import SamplingParams
+from moesaic.core.step import Advance, NewSequence, StepPlan
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(eq=False, slots=True)
+class SequenceState:
+    """One running sequence as the worker knows it; `row` is its place in the table."""
+
+    row: int
+    prompt_len: int
+    length: int
+    num_blocks: int
+    params: SamplingParams
+    stop_token_ids: list[int]
+    seed: int
+    prompt_logprobs: int | None
+
+
+class SequenceTable:
+    """Rows of tokens `[max_num_seqs, max_model_len + 1]` and block ids `[max_num_seqs, max_blocks]`."""
+
+    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, device: str) -> None:
+        self.block_size = block_size
+        self.device = device
+        # zeros come from untouched pages of the system: rows cost memory only as far as they are used
+        self.tokens: IntArray = np.zeros((max_num_seqs, max_model_len + 1), dtype=np.int64)
+        self.blocks: IntArray = np.zeros((max_num_seqs, -(-max_model_len // block_size) + 1), dtype=np.int64)
+        self.states: dict[int, SequenceState] = {}
+        self._free_rows = list(range(max_num_seqs))[::-1]
+
+    def apply(self, plan: StepPlan) -> None:
+        """Forget, learn, and append blocks, as the plan says."""
+        for seq_id in plan.gone:
+            state = self.states.pop(seq_id, None)
+            if state is not None:
+                self._free_rows.append(state.row)
+        for new in plan.new:
+            self.states[new.seq_id] = self._learn(new)
+        for item in plan.advance:
+            if item.new_block_ids:
+                state = self.states[item.seq_id]
+                end = state.num_blocks + len(item.new_block_ids)
+                self.blocks[state.row, state.num_blocks : end] = item.new_block_ids
+                state.num_blocks = end
+
+    def _learn(self, new: NewSequence) -> SequenceState:
+        row = self._free_rows.pop()
+        length = len(new.token_ids)
+        self.tokens[row, :length] = new.token_ids
+        return SequenceState(
+            row, new.prompt_len, length, 0, new.params, new.stop_token_ids, new.seed, new.prompt_logprobs
+        )
+
+    def append(self, seq_id: int, token_id: int) -> None:
+        """A sampled token becomes the sequence's next input."""
+        state = self.states[seq_id]
+        self.tokens[state.row, state.length] = token_id
+        state.length += 1
+
+    def token_ids(self, state: SequenceState) -> IntArray:
+        """`[length]`, a view: prompt and output so far."""
+        return self.tokens[state.row, : state.length]
+
+    def batch(self, advance: list[Advance]) -> Batch:
+        """The batch tensors of a plan; `apply` has run."""
+        states = [self.states[item.seq_id] for item in advance]
+        rows = np.array([state.row for state in states], dtype=np.int64)
+        starts = np.array([item.start for item in advance], dtype=np.int64)
+        counts = np.array([item.num_tokens for item in advance], dtype=np.int64)
+        query_start = np.zeros(len(advance) + 1, dtype=np.int64)
+        np.cumsum(counts, out=query_start[1:])
+        seq_lens = starts + counts
+        # one entry a token: its row of the table and its position in the sequence
+        token_rows = np.repeat(rows, counts)
+        positions = np.arange(query_start[-1]) + np.repeat(starts - query_start[:-1], counts)
+        offsets = positions % self.block_size
+        slots = self.blocks[token_rows, positions // self.block_size] * self.block_size + offsets
+        max_blocks = -(-int(seq_lens.max()) // self.block_size)
+        return Batch(
+            token_ids=self._tensor(self.tokens[token_rows, positions]),
+            positions=self._tensor(positions),
+            slots=self._tensor(slots),
+            query_start=self._tensor(query_start),
+            seq_lens=self._tensor(seq_lens),
+            block_tables=self._tensor(self.blocks[rows, :max_blocks]),
+            logits_rows=self._tensor(self._logits_rows(advance, states, query_start)),
+            query_lens_host=counts.tolist(),
+            seq_lens_host=seq_lens.tolist(),
+            seq_ids=[item.seq_id for item in advance],
+        )
+
+    def _logits_rows(self, advance: list[Advance], states: list[SequenceState], query_start: IntArray) -> IntArray:
+        """Rows whose logits are wanted, sequence by sequence: prompt rows to report, then the sampling row."""
+        if all(state.prompt_logprobs is None for state in states):
+            samples = np.array([item.samples for item in advance], dtype=bool)
+            return query_start[1:][samples] - 1
+        rows: list[int] = []
+        for item, state, first in zip(advance, states, query_start.tolist(), strict=False):
+            rows.extend(range(first, first + num_prompt_rows(item, state)))
+            if item.samples:
+                rows.append(first + item.num_tokens - 1)
+        return np.array(rows, dtype=np.int64)
+
+    def _tensor(self, array: IntArray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+
+def num_prompt_rows(item: Advance, state: SequenceState) -> int:
+    """How many of a chunk's rows predict a prompt token whose log-probability was asked for."""
+    if state.prompt_logprobs is None:
+        return 0
+    return max(0, min(item.start + item.num_tokens, state.prompt_len - 1) - item.start)

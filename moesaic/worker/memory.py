@@ -1,0 +1,78 @@
+"""How many KV blocks fit: the arithmetic of memory at start, and its errors with the numbers."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from moesaic.core.config import EngineConfig
+from moesaic.core.errors import ConfigError
+from moesaic.core.log import get_logger
+from moesaic.layers.kv_cache import KVCacheSpec
+
+logger = get_logger(__name__)
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class KVPlan:
+    """The paged cache as it will be allocated."""
+
+    num_blocks: int
+    bytes_per_block: int
+    max_model_len: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.num_blocks * self.bytes_per_block
+
+
+def device_memory(device: str) -> int:
+    """Bytes of the device: the GPU's, or the machine's (a cgroup's limit, where one is set)."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info()[1])
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        with open("/sys/fs/cgroup/memory.max") as file:
+            limit = file.read().strip()
+    except OSError:
+        return total
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def plan_kv(config: EngineConfig, specs: Sequence[KVCacheSpec], weight_bytes: int, explicit_len: bool) -> KVPlan:
+    """Size the KV cache: as large as was asked for, or as the utilisation leaves beside the weights, but never
+    larger than all sequences at full length could fill.
+
+    Args:
+        weight_bytes: what the model's parameters take.
+        explicit_len: max_model_len was given, so that it may not be shortened to fit.
+
+    Raises:
+        ConfigError: not even one sequence fits (the numbers, and what to change).
+    """
+    block_size = config.cache.block_size
+    per_block = sum(spec.bytes_per_block(block_size) for spec in specs)
+    full_length = -(-config.model.max_model_len // block_size)
+    if config.cache.memory is not None:
+        budget = config.cache.memory
+        source = f"--kv-cache-memory {budget / GIB:.3g} GiB"
+        num_blocks = budget // per_block
+    else:
+        share = config.cache.memory_utilization
+        total = device_memory(config.device)
+        budget = int(total * share) - weight_bytes
+        source = f"{share:.0%} of {total / GIB:.1f} GiB, less {weight_bytes / GIB:.3g} GiB of weights,"
+        num_blocks = min(budget // per_block, full_length * config.scheduler.max_num_seqs)
+    if num_blocks >= full_length:
+        return KVPlan(num_blocks, per_block, config.model.max_model_len)
+    fits = max(0, num_blocks) * block_size
+    if explicit_len or fits < 2 * block_size:
+        raise ConfigError(
+            f"KV memory is too small for one request of {config.model.max_model_len} tokens: it needs "
+            f"{full_length * per_block / GIB:.3g} GiB, and {source} leaves {max(budget, 0) / GIB:.3g} GiB. "
+            f"Raise --kv-cache-memory or --gpu-memory-utilization, or set --max-model-len to at most {fits}."
+        )
+    logger.warning("max_model_len shortened from %d to %d: what fits in %s", config.model.max_model_len, fits, source)
+    return KVPlan(num_blocks, per_block, fits)
