@@ -1,0 +1,1 @@
+"""Who computes together: process groups and what they exchange."""

@@ -1,0 +1,1 @@
+"""The experts: route, dispatch, compute, combine, and where their weights lie."""

@@ -1,0 +1,1 @@
+"""Implementations of the operations: one oracle in plain torch, and backends that can say no."""

@@ -1,0 +1,27 @@
+"""The dense feed-forward."""
+
+from torch import Tensor
+
+from moesaic.layers.base import BuildContext, Layer, NamedViews
+from moesaic.layers.linear import MergedColumnLinear, RowLinear
+from moesaic.models.spec import DenseSpec
+
+
+class MLP(Layer):
+    """down(act(gate(x)) * up(x)), gate and up as one product."""
+
+    def __init__(self, ctx: BuildContext, spec: DenseSpec, hidden_size: int) -> None:
+        super().__init__()
+        parts = {"gate": spec.intermediate_size, "up": spec.intermediate_size}
+        self.gate_up = MergedColumnLinear(ctx, hidden_size, parts, bias=spec.bias)
+        self.down = RowLinear(ctx, spec.intermediate_size, hidden_size, bias=spec.bias)
+        self._silu_and_mul = ctx.kernel("silu_and_mul")
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """`[T, H]` -> `[T, H]`."""
+        out: Tensor = self.down(self._silu_and_mul(self.gate_up(hidden)))
+        return out
+
+    def named_views(self) -> NamedViews:
+        for name, view in super().named_views():
+            yield name.removeprefix("gate_up."), view

@@ -1,0 +1,64 @@
+"""Rotary positions: the frequencies of a spec, and the table of cosines and sines for the positions of one step."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from moesaic.models.spec import LinearScaling, Llama3Scaling, RopeSpec, YarnScaling
+
+
+def inverse_frequencies(spec: RopeSpec, dim: int) -> tuple[Tensor, float]:
+    """The angle a position turns each pair by, `[dim / 2]` fp32, and the factor on cosines and sines."""
+    inverse = 1.0 / spec.theta ** (torch.arange(0, dim, 2, dtype=torch.float32) / dim)
+    match spec.scaling:
+        case LinearScaling(factor=factor):
+            return inverse / factor, 1.0
+        case Llama3Scaling() as scaling:
+            return _llama3(inverse, scaling), 1.0
+        case YarnScaling() as scaling:
+            return _yarn(inverse, spec.theta, scaling), scaling.attention_factor
+    return inverse, 1.0
+
+
+def rope_table(positions: Tensor, inverse: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines as `kernels.reference.apply_rope` takes them.
+
+    Args:
+        positions: `[T]` int64.
+        inverse: `[D / 2]` fp32.
+
+    Returns:
+        cos, sin: `[T, 1, D]` fp32; the first half of the sines is negated.
+    """
+    angles = positions[:, None].float() * inverse  # [T, D / 2]
+    cos, sin = angles.cos(), angles.sin()
+    if factor != 1.0:
+        cos, sin = cos * factor, sin * factor
+    return torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
+
+
+def _llama3(inverse: Tensor, s: Llama3Scaling) -> Tensor:
+    """Divide low frequencies by the factor, keep high ones, interpolate between."""
+    rotations = s.original_max_position * inverse / (2 * math.pi)  # in the original context
+    smooth = (rotations - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+    smooth = smooth.clamp(0.0, 1.0)
+    return (1 - smooth) * inverse / s.factor + smooth * inverse
+
+
+def _yarn(inverse: Tensor, theta: float, s: YarnScaling) -> Tensor:
+    """Divide frequencies with few rotations in the original context by the factor, keep those with many."""
+    half = inverse.shape[0]
+
+    def dimension(rotations: float) -> float:
+        """The (fractional) pair that turns this often over the original context."""
+        return half * math.log(s.original_max_position / (rotations * 2 * math.pi)) / math.log(theta)
+
+    low, high = dimension(s.beta_fast), dimension(s.beta_slow)
+    if s.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * half - 1)
+    if low == high:
+        high += 0.001  # a step instead of a ramp
+    ramp = ((torch.arange(half, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    return inverse / s.factor * ramp + inverse * (1 - ramp)

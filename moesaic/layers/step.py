@@ -1,0 +1,32 @@
+"""What all layers of one step share: the batch, and what is derived from it once instead of in every layer."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from moesaic.core.batch import Batch
+from moesaic.layers.rope import rope_table
+
+
+class Step:
+    """One forward pass over a batch. Tables and plans are made when the first layer asks for them."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self._made: dict[Any, Any] = {}
+
+    def rope(self, inverse: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the batch's positions; layers with equal rope share one `inverse` tensor."""
+        key = id(inverse), factor
+        if key not in self._made:
+            self._made[key] = rope_table(self.batch.positions, inverse, factor)
+        table: tuple[Tensor, Tensor] = self._made[key]
+        return table
+
+    def attention_plan(self, plan: Callable[..., Any], block_size: int, window: int | None, token_bytes: int) -> Any:
+        """A backend's plan of the batch for layers with this cache and window; its own type, for its own use."""
+        key = plan, block_size, window, token_bytes
+        if key not in self._made:
+            self._made[key] = plan(self.batch, block_size, window, token_bytes)
+        return self._made[key]

@@ -1,0 +1,1 @@
+"""What a model computes (specs, architectures) and the decoder that computes it."""

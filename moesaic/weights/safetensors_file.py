@@ -1,0 +1,132 @@
+"""One safetensors file: its header checked against its size, its bytes read straight to where they belong.
+
+Our own reader rather than the library's, so that a tensor, or a part of one, lands in the parameter's own memory
+without a copy of the file or of the tensor in between.
+"""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from moesaic.core.errors import CheckpointError
+from moesaic.weights.rules import Index, Shape
+
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_READ_BYTES = 1 << 30  # Linux reads at most 2 GiB a call
+LFS_MAGIC = b"version https://git-lfs"
+
+FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+ITEM_BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "U64": 64, "I32": 32, "U32": 32, "I16": 16, "U16": 16,
+    "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+    "C64": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor of a checkpoint, before it is read.
+
+    Attributes:
+        dtype: as safetensors spells it (F32, BF16, ...).
+        file: where it lies.
+        offset: of its first byte in the file; 0 where the format has no such thing.
+    """
+
+    dtype: str
+    shape: Shape
+    file: str
+    offset: int = 0
+
+
+class SafetensorsFile:
+    """An open file; `tensors` is known at once, `read` copies. Raises CheckpointError for a damaged file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (open for as long as this object lives)
+            self.tensors = self._read_header()
+        except OSError as e:
+            raise CheckpointError(f"cannot read {path}: {e}") from e
+
+    def read(self, info: TensorInfo, index: Index, into: torch.Tensor) -> None:
+        """Copy part `index` of a tensor into `into`, which has that part's shape and any dtype and device."""
+        start, shape = part_range(info.shape, index)
+        dtype = FLOAT_DTYPES[info.dtype]
+        direct = into.dtype == dtype and into.is_contiguous() and into.device.type == "cpu"
+        buffer = into if direct else torch.empty(shape, dtype=dtype)
+        self._read_bytes(info.offset + start * dtype.itemsize, buffer)
+        if not direct:
+            into.copy_(buffer)
+
+    def _read_bytes(self, offset: int, into: torch.Tensor) -> None:
+        """Fill the contiguous CPU tensor `into` from the file, starting at byte `offset`."""
+        view = memoryview(into.reshape(-1).view(torch.uint8).numpy())
+        while view:
+            count = os.preadv(self._file.fileno(), [view[:MAX_READ_BYTES]], offset)
+            if count == 0:
+                raise CheckpointError(f"{self.path} became shorter while it was read")
+            view, offset = view[count:], offset + count
+
+    def _read_header(self) -> dict[str, TensorInfo]:
+        size = os.fstat(self._file.fileno()).st_size
+        head = self._file.read(64)
+        if head.startswith(LFS_MAGIC):
+            raise CheckpointError(
+                f"{self.path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
+            )
+        length = int.from_bytes(head[:8], "little")
+        if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+            raise CheckpointError(
+                f"{self.path} is truncated or not a safetensors file: it has {size} bytes, "
+                f"its header alone would need {8 + length}"
+            )
+        self._file.seek(8)
+        try:
+            header = json.loads(self._file.read(length))
+            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            infos = {name: self._tensor_info(name, entry, 8 + length) for name, entry in entries.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise CheckpointError(f"{self.path}: its safetensors header is damaged ({e!r})") from e
+        self._check_size(infos, size)
+        return dict(sorted(infos.items(), key=lambda item: item[1].offset))
+
+    def _tensor_info(self, name: str, entry: dict[str, Any], data_start: int) -> TensorInfo:
+        dtype, shape = str(entry["dtype"]), tuple(entry["shape"])
+        begin, end = entry["data_offsets"]
+        if dtype not in ITEM_BITS:
+            raise CheckpointError(f"{self.path}: tensor {name} has the unknown dtype {dtype}")
+        if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
+            raise ValueError(f"shape or offsets of {name}")
+        if (end - begin) * 8 != math.prod(shape) * ITEM_BITS[dtype]:
+            raise ValueError(f"{name}: {end - begin} bytes for {dtype} {list(shape)}")
+        return TensorInfo(dtype, shape, self.path, data_start + begin)
+
+    def _check_size(self, infos: dict[str, TensorInfo], size: int) -> None:
+        needed = max((i.offset + math.prod(i.shape) * ITEM_BITS[i.dtype] // 8 for i in infos.values()), default=0)
+        if needed > size:
+            raise CheckpointError(
+                f"{self.path} is truncated: its header describes {needed} bytes, the file has {size} "
+                f"({needed - size} missing); download it again"
+            )
+
+
+def part_range(shape: Shape, index: Index) -> tuple[int, Shape]:
+    """Where part `index` (ints, then at most one slice) of a row-major tensor starts, in elements, and its shape."""
+    start, stride = 0, math.prod(shape)
+    rest = list(shape)
+    for i in index:
+        stride //= rest[0] or 1
+        if isinstance(i, int):
+            start += i * stride
+            rest.pop(0)
+        else:
+            start += int(i.start) * stride
+            rest[0] = int(i.stop) - int(i.start)
+            break
+    return start, tuple(rest)

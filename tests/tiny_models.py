@@ -1,0 +1,95 @@
+"""Tiny random checkpoints of every supported family, made on the spot with transformers and saved as it saves them.
+
+Weights are drawn wider than transformers draws them, norms included, so that routing, attention and every norm
+matter: with the usual 0.02 a model hardly depends on its input, and a parity test would pass whatever is computed.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+WEIGHT_STD = 0.15
+FAMILIES = ("mixtral", "qwen3_moe", "olmoe", "granitemoe", "llama")
+
+_COMMON = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+_OF_FAMILY: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 8, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 48,
+        "head_dim": 32,
+        "norm_topk_prob": True,
+    },
+    "olmoe": {"num_experts": 8, "num_experts_per_tok": 4},
+    "granitemoe": {
+        "num_local_experts": 8,
+        "num_experts_per_tok": 3,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.7,
+        "logits_scaling": 2.0,
+    },
+    "llama": {},
+}
+
+
+def tiny_config(family: str, *, tie: bool = False, **overrides: Any) -> Any:
+    """transformers' config of a tiny model; `overrides` are keys of its config class."""
+    from transformers import AutoConfig
+
+    values = {**_COMMON, **_OF_FAMILY[family], "tie_word_embeddings": tie, **overrides}
+    return AutoConfig.for_model(family, **values)
+
+
+def tiny_reference(family: str, *, seed: int = 0, tie: bool = False, **overrides: Any) -> Any:
+    """transformers' own random model in fp32, computing as plainly as it can (eager attention and experts)."""
+    from transformers import AutoModelForCausalLM
+
+    config = tiny_config(family, tie=tie, **overrides)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager")
+    model = model.float().eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            is_norm = "norm" in name
+            parameter.normal_(1.0 if is_norm else 0.0, 0.3 if is_norm else WEIGHT_STD, generator=generator)
+    return model
+
+
+def make_tiny(
+    family: str,
+    path: str | Path,
+    *,
+    seed: int = 0,
+    vocab_size: int = 128,
+    tie: bool = False,
+    dtype: torch.dtype = torch.float32,
+    max_shard_size: str = "5GB",
+    **overrides: Any,
+) -> Path:
+    """Save a tiny random checkpoint without tokenizer into folder `path`, which is made.
+
+    Args:
+        family: one of FAMILIES.
+        max_shard_size: small values give several shards.
+        overrides: keys of transformers' config class, such as num_attention_heads=8.
+
+    Returns:
+        The folder.
+    """
+    model = tiny_reference(family, seed=seed, tie=tie, vocab_size=vocab_size, **overrides)
+    model.to(dtype).save_pretrained(path, max_shard_size=max_shard_size)
+    return Path(path)
