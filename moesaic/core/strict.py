@@ -21,5 +21,5 @@ def strict_kwargs(cls: type[T]) -> type[T]:
                 raise ConfigError(f"{cls.__name__}: {unknown_name('argument', name, known)}")
         original(self, *args, **kwargs)
 
-    cls.__init__ = checked  # type: ignore[method-assign,assignment]
+    cls.__init__ = checked  # type: ignore[method-assign]
     return cls

@@ -9,10 +9,24 @@ from moesaic.core.step import Sampled, StepPlan, StepResult
 from moesaic.engine.args import EngineArgs
 from moesaic.engine.resolve import resolve
 from moesaic.models.load import eos_token_ids, read_config
+from moesaic.models.spec import ModelSpec
 from moesaic.scheduler.scheduler import Scheduler
 from moesaic.worker.executor import LocalExecutor
 
 logger = get_logger(__name__)
+
+
+def describe(architecture: str, spec: ModelSpec) -> str:
+    """One line for people: `Qwen3MoeForCausalLM, 30.5 B parameters, 3.3 B active`."""
+    total, active = spec.num_parameters, spec.num_active_parameters
+    text = f"{architecture}, {count_of(total)} parameters"
+    return text if active == total else f"{text}, {count_of(active)} active"
+
+
+def count_of(number: int) -> str:
+    """`6.8 M`, `30.5 B`."""
+    unit, divisor = ("B", 1e9) if number >= 1e9 else ("M", 1e6)
+    return f"{number / divisor:.3g} {unit}"
 
 
 class Engine:
@@ -32,8 +46,8 @@ class Engine:
         self.info = EngineInfo(
             model_path=config.model.path,
             names=resolved.names,
-            architecture=model.spec.architecture,
-            description=model.spec.describe(),
+            architecture=resolved.architecture,
+            description=describe(resolved.architecture, model.spec),
             max_model_len=self.executor.kv.max_model_len,
             vocab_size=model.spec.vocab_size,
             eos_token_ids=eos_token_ids(config.model.path, read_config(config.model.path)),

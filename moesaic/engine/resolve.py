@@ -34,6 +34,7 @@ class Resolved:
     config: EngineConfig
     names: list[str]
     explicit_len: bool
+    architecture: str
 
 
 def check_args(args: EngineArgs) -> None:
@@ -85,7 +86,7 @@ def resolve(args: EngineArgs) -> Resolved:
     check_args(args)
     path = find_model(args.model, args.revision, args.download_dir)
     raw = read_config(path)
-    _, spec = read_spec(path)
+    architecture, spec = read_spec(path)
     dtype = args.dtype if args.dtype != "auto" else _checkpoint_dtype(raw)
     device = _device(args.device)
     length = args.max_model_len or spec.max_position_embeddings
@@ -111,7 +112,7 @@ def resolve(args: EngineArgs) -> Resolved:
         threads=args.threads or (physical_cores() if device == "cpu" else None),
     )
     logger.info("configuration: %s", asdict(config))
-    return Resolved(config, list(args.served_model_name) or [args.model], args.max_model_len is not None)
+    return Resolved(config, list(args.served_model_name) or [args.model], args.max_model_len is not None, architecture.name)
 
 
 def find_model(model: str, revision: str | None = None, download_dir: str | None = None) -> str:

@@ -53,7 +53,7 @@ class Scheduler:
                 f"prompt ({len(request.prompt_token_ids)} tokens) and max_tokens ({request.max_tokens}) need "
                 f"{tokens} tokens of KV cache, which holds {capacity} in all"
             )
-        sequences = []
+        sequences: list[Sequence] = []
         for index in range(request.params.n):
             parent = sequences[0] if sequences else None
             seq = Sequence(self._next_seq_id, request, index, list(request.prompt_token_ids), parent=parent)
@@ -76,6 +76,10 @@ class Scheduler:
     def sequences(self) -> list[Sequence]:
         """All live sequences."""
         return list(self._by_id.values())
+
+    def sequence(self, seq_id: int) -> Sequence:
+        """A live sequence by its id."""
+        return self._by_id[seq_id]
 
     # ---------------------------------------------------------------- one step
 
