@@ -37,6 +37,13 @@ ADD_STORY = (
     "Node one runs {a} requests, node two runs {b} requests. How many requests run?",
 )
 ADD_RAW = ("{a}+{b}=", "{a}+{b}=", "{a} + {b} = ", "{a} + {b} =", "What is {a} + {b}?\n", "{a} plus {b} is ")
+# The last digit is the hard part of a sum; asked alone, it is learnt sooner.
+LAST_DIGIT_CHAT = (
+    "What is the last digit of {a} + {b}?",
+    "Last digit of {a}+{b}?",
+    "What digit does {a} + {b} end in?",
+)
+LAST_DIGIT_RAW = "{a}+{b} ends in "
 SUB_CHAT = (
     "What is {a} - {b}?", "What is {a} minus {b}?", "Subtract {b} from {a}.", "{a} - {b}", "{a}-{b}=",
     "Compute {a} - {b}.", "How much is {a} minus {b}?", "What's {a} - {b}?", "Take {b} away from {a}.",
@@ -67,11 +74,13 @@ TIMES = (
 )
 
 
-def addends(rng: Random) -> tuple[int, int]:
+def addends(rng: Random, late: bool = False) -> tuple[int, int]:
     """A pair for training: mostly two digits, never one that is held out."""
     while True:
         kind = rng.random()
-        if kind < 0.80:
+        if late and kind < 0.15:
+            a, b = rng.randint(0, 9), rng.randint(0, 9)
+        elif kind < 0.80:
             a, b = rng.randint(10, 99), rng.randint(10, 99)
         elif kind < 0.92:
             a, b = rng.randint(0, 99), rng.randint(0, 9)
@@ -83,9 +92,11 @@ def addends(rng: Random) -> tuple[int, int]:
             return a, b
 
 
-def addition(rng: Random) -> tuple[str, str]:
+def addition(rng: Random, late: bool = False) -> tuple[str, str]:
     """A question in chat form and its answer."""
-    a, b = addends(rng)
+    a, b = addends(rng, late)
+    if late and rng.random() < 0.06:
+        return rng.choice(LAST_DIGIT_CHAT).format(a=a, b=b), str((a + b) % 10)
     template = rng.choice(ADD_STORY) if rng.random() < 0.08 else rng.choice(ADD_CHAT)
     return template.format(a=a, b=b), str(a + b)
 
@@ -118,20 +129,22 @@ def product(rng: Random) -> tuple[str, str]:
     return rng.choice(TIMES).format(a=a, b=b), str(a * b)
 
 
-def chat_pair(rng: Random) -> tuple[str, str]:
-    """One question and answer of this domain."""
+def chat_pair(rng: Random, late: bool = False) -> tuple[str, str]:
+    """One question and answer of this domain; `late` is the second part of the training."""
     kind = rng.random()
     if kind < 0.78:
-        return addition(rng)
+        return addition(rng, late)
     if kind < 0.88:
         return subtraction(rng)
     return comparison(rng) if kind < 0.96 else product(rng)
 
 
-def raw_pair(rng: Random) -> tuple[str, str]:
+def raw_pair(rng: Random, late: bool = False) -> tuple[str, str]:
     """A bare prompt and its completion."""
     if rng.random() < 0.9:
-        a, b = addends(rng)
+        a, b = addends(rng, late)
+        if late and rng.random() < 0.06:
+            return LAST_DIGIT_RAW.format(a=a, b=b), str((a + b) % 10)
         prompt, answer = rng.choice(ADD_RAW).format(a=a, b=b), str(a + b)
     else:
         prompt, answer = subtraction(rng, SUB_RAW)

@@ -79,46 +79,56 @@ def mixed_turns(rng: Random) -> list[Turn]:
     return turns
 
 
-def single(rng: Random) -> Document:
+def single(rng: Random, late: bool = False) -> Document:
     """One document of one domain."""
-    roll = rng.random()
-    if roll < 0.40:
-        return chat("arithmetic", [arithmetic.chat_pair(rng)], rng, ARITHMETIC_WEIGHT)
-    if roll < 0.73:
-        prompt, completion = arithmetic.raw_pair(rng)
+    kind = rng.choices(KINDS, LATE_SHARES)[0] if late else pick(rng.random())
+    if kind == "arithmetic chat":
+        return chat("arithmetic", [arithmetic.chat_pair(rng, late)], rng, ARITHMETIC_WEIGHT)
+    if kind == "arithmetic raw":
+        prompt, completion = arithmetic.raw_pair(rng, late)
         return Document("arithmetic", ((prompt, False), (completion + END, True)), ARITHMETIC_WEIGHT)
-    if roll < 0.735:
+    if kind == "arithmetic list":
         return Document("arithmetic", ((arithmetic.worked_list(rng) + END, True),))
-    if roll < 0.82:
+    if kind == "prose chat":
         turns = prose.conversation(rng) if rng.random() < 0.1 else [prose.chat_pair(rng)]
         return chat("prose", turns, rng)
-    if roll < 0.855:
+    if kind == "prose raw":
         prompt, completion = prose.raw_pair(rng)
         return Document("prose", ((prompt, False), (completion + END, True)))
-    if roll < 0.865:
+    if kind == "essay":
         return Document("prose", ((prose.essay(rng) + END, True),))
-    if roll < 0.965:
+    if kind == "json":
         turns = structured.edited(rng) if rng.random() < 0.06 else [structured.chat_pair(rng)]
         return chat("json", turns, rng)
     return chat("mixed", mixed_turns(rng), rng)
 
 
+def pick(roll: float) -> str:
+    """The kind of document of the first part of the training."""
+    return next((kind for kind, limit in zip(KINDS, EARLY_LIMITS, strict=True) if roll < limit), KINDS[-1])
+
+
+KINDS = ("arithmetic chat", "arithmetic raw", "arithmetic list", "prose chat", "prose raw", "essay", "json", "mixed")
+EARLY_LIMITS = (0.40, 0.73, 0.735, 0.82, 0.855, 0.865, 0.965, 1.0)  # cumulative
+# Prose and JSON are learnt in the first part; sums need many more examples.
+LATE_SHARES = (0.40, 0.45, 0.005, 0.045, 0.015, 0.005, 0.055, 0.02)
+LATE_STEP = 900  # the first step of the second part
 ARITHMETIC_WEIGHT = 2.0  # its answers are two or three tokens long; prose and JSON would drown them
 
 
-def packed(rng: Random) -> Document:
+def packed(rng: Random, late: bool = False) -> Document:
     """Several documents after one another in one long context."""
     segments: list[Segment] = []
     target = rng.choice((1200, 1200, 2400, 3600))  # in characters: from 350 to 1000 tokens
     while sum(len(text) for text, _ in segments) < target:
-        segments += single(rng).segments
+        segments += single(rng, late).segments
     return Document("mixed", tuple(segments))
 
 
-def documents(rng: Random) -> Iterator[Document]:
+def documents(rng: Random, late: bool = False) -> Iterator[Document]:
     """The endless stream of documents."""
     while True:
-        yield packed(rng) if rng.random() < 0.003 else single(rng)
+        yield packed(rng, late) if rng.random() < 0.003 else single(rng, late)
 
 
 def tokenizer_texts(seed: int, count: int = 60_000) -> Iterator[str]:
@@ -163,7 +173,7 @@ def make_batch(tokenizer: Tokenizer, seed: int, step: int, tokens: int) -> Batch
     pad = tokenizer.token_to_id(PAD)
     buckets: dict[int, list[tuple[list[int], list[bool], Document]]] = {}
     total = 0
-    for document in documents(rng):
+    for document in documents(rng, late=step >= LATE_STEP):
         ids, learnt = encode(document, tokenizer)
         length = next(b for b in BUCKETS if b >= len(ids))
         if total + length > tokens:
