@@ -1,0 +1,33 @@
+"""What many tests need: no network, few threads, tiny models made once, and the embedded model."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+EMBEDDED = Path(__file__).parent.parent / "moesaic" / "embedded" / "moe-model"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory):
+    """A function: family and overrides in, folder of a tiny random checkpoint out, made once a session."""
+    from tests.tiny_models import make_tiny
+
+    made: dict[str, str] = {}
+
+    def folder(family: str, **overrides) -> str:
+        key = f"{family} {sorted(overrides.items())}"
+        if key not in made:
+            made[key] = str(make_tiny(family, tmp_path_factory.mktemp(family), **overrides))
+        return made[key]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def embedded_path() -> str:
+    """Folder of the embedded model."""
+    return str(EMBEDDED)
