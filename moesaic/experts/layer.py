@@ -6,7 +6,7 @@ from moesaic.experts.dispatch import LocalDispatch
 from moesaic.experts.routing import route
 from moesaic.experts.stats import ExpertStats
 from moesaic.experts.store import ExpertPages
-from moesaic.layers.base import BuildContext, Layer, NamedViews, prefixed
+from moesaic.layers.base import BuildContext, Layer
 from moesaic.layers.linear import ReplicatedLinear
 from moesaic.models.spec import MoESpec
 
@@ -24,20 +24,15 @@ class MoE(Layer):
         self.index = index
         self.stats = stats
         self.router = ReplicatedLinear(ctx, hidden_size, spec.num_experts)
-        self.pages = ExpertPages.all_resident(spec, hidden_size, ctx.device, ctx.dtype)
+        self.experts = ExpertPages(ctx, spec, hidden_size)
         self.dispatcher = LocalDispatch(ctx)
         self._fused_moe = ctx.kernel("fused_moe")
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[T, H]` -> `[T, H]`."""
-        pages = self.pages
+        pages = self.experts
         routing = route(self.router(hidden), self.spec.router)
         self.stats.record(self.index, routing.ids)
         tokens, ids = self.dispatcher.dispatch(hidden, routing)
         outputs = self._fused_moe(tokens, ids, pages.gate_up, pages.down, pages.slot_of)
         return self.dispatcher.combine(outputs, routing)
-
-    def named_views(self) -> NamedViews:
-        yield from prefixed("router", self.router)
-        for name, view in self.pages.named_views():
-            yield f"experts.{name}", view

@@ -38,4 +38,4 @@ def _top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k best of each row, best first, and among equals the lowest id: torch.topk promises no order of equals,
     a stable sort does."""
     best, ids = torch.sort(scores, dim=-1, descending=True, stable=True)
-    return best[:, :k], ids[:, :k]
+    return best.narrow(1, 0, k), ids.narrow(1, 0, k)

@@ -1,8 +1,8 @@
 """The oracle's attention over a paged cache: plan once a step, run once a layer.
 
 Contract of the cache: key and value are `[blocks, block_size, kv_heads, head_dim]`; token p of a sequence lies in
-block `table[p // block_size]` at offset `p % block_size`. Slots that hold no token of the sequence may hold anything,
-NaN too, and never reach an output: what is gathered is cut to the sequence's length or overwritten with zeros.
+block `table[p // block_size]` at offset `p % block_size`. Slots that hold no token of a sequence may hold anything,
+NaN too: they are never read for it.
 """
 
 from dataclasses import dataclass
@@ -14,37 +14,41 @@ from moesaic.core.batch import Batch
 
 # Sequences with one query token are computed together while the keys and values gathered for them stay this small:
 # beyond the processor's cache, one sequence at a time is faster.
-GROUP_BYTES = 1 << 20
+GROUP_BYTES = 2 << 20
 SCORE_ELEMENTS = 1 << 24  # a longer query is cut so that its scores have at most about this many elements (64 MB)
 
 
 @dataclass
-class DecodeGroup:
-    """Sequences with one query token each, computed together.
+class Group:
+    """S sequences with one query token each, computed together, each over its last L tokens.
 
     Attributes:
         rows: `[S]` int64, their rows in the batch.
-        blocks: `[S * n]` int64, the n blocks of each that its token may look at.
-        num_sequences, skip, length: how many, and which of the n * block_size gathered positions are used.
-        invalid: `[S, 1, 1, length]` bool, positions that hold no token that may be seen; None when all are valid.
+        gather: `[S * kv_heads * L]` int64, rows of the cache seen as `[slots * kv_heads, head_dim]`. Sequences with
+            fewer than L tokens repeat their last one, so that nothing but their own tokens is ever read.
+        padding: `[S, 1, L]` bool, the repeated tokens; None when all are L long.
     """
 
     rows: Tensor
-    blocks: Tensor
-    num_sequences: int
-    skip: int
-    length: int
-    invalid: Tensor | None
+    gather: Tensor
+    padding: Tensor | None
 
 
 @dataclass
-class Prefill:
-    """One sequence with several query tokens: rows [row, row + num_queries), the last of `seq_len` tokens."""
+class Single:
+    """One sequence with any number of query tokens: rows [row, row + num_queries), the last of its tokens.
+
+    Attributes:
+        blocks: `[n]` int64, from the first that holds a token to be seen.
+        skip: tokens in these blocks that none of the queries sees.
+        length: tokens after these.
+    """
 
     row: int
     num_queries: int
-    seq_len: int
-    blocks: Tensor  # [n] int64
+    blocks: Tensor
+    skip: int
+    length: int
 
 
 @dataclass
@@ -52,65 +56,66 @@ class AttentionPlan:
     """What all layers with the same window share in a step."""
 
     window: int | None
-    groups: list[DecodeGroup]
-    prefills: list[Prefill]
+    groups: list[Group]
+    singles: list[Single]
 
 
-def plan_attention(batch: Batch, block_size: int, window: int | None, token_bytes: int) -> AttentionPlan:
-    """Sort the step's sequences into groups.
+def plan_attention(batch: Batch, key_cache: Tensor, window: int | None) -> AttentionPlan:
+    """Sort the step's sequences into groups, for all layers whose caches have the shape and dtype of `key_cache`.
 
     Args:
         window: tokens that a token sees, itself included; None for all.
-        token_bytes: of one token's key and value in one layer.
     """
+    block_size, num_kv, dim = key_cache.shape[1:]
+    token_bytes = 2 * num_kv * dim * key_cache.itemsize
     plan = AttentionPlan(window, [], [])
-    single: list[tuple[int, int, int]] = []  # length, sequence, row
+    waiting: list[tuple[int, int, int]] = []  # length, sequence, row; of sequences with one query token
     row = 0
     for s, (num_queries, seq_len) in enumerate(zip(batch.query_lens_host, batch.seq_lens_host, strict=True)):
         if num_queries == 1:
-            single.append((seq_len, s, row))
+            waiting.append((seq_len, s, row))
         else:
-            blocks = batch.block_tables[s, : -(-seq_len // block_size)]
-            plan.prefills.append(Prefill(row, num_queries, seq_len, blocks))
+            plan.singles.append(_single(batch, block_size, window, s, row, num_queries, seq_len))
         row += num_queries
-    single.sort()  # by length, so that little is padded
-    while single:
-        group = [single.pop()]
-        span = (min(group[0][0], window or group[0][0]) + block_size) * token_bytes
-        while single and (len(group) + 1) * span <= GROUP_BYTES:
-            group.append(single.pop())
-        plan.groups.append(_decode_group(batch, block_size, window, group))
+    waiting.sort()  # by length, so that little is padded
+    while waiting:
+        members = [waiting.pop()]
+        span = min(members[0][0], window or members[0][0]) * token_bytes
+        while waiting and (len(members) + 1) * span <= GROUP_BYTES:
+            members.append(waiting.pop())
+        if len(members) == 1:
+            seq_len, s, row = members[0]
+            plan.singles.append(_single(batch, block_size, window, s, row, 1, seq_len))
+        else:
+            plan.groups.append(_group(batch, block_size, num_kv, window, members))
     return plan
 
 
-def _decode_group(
-    batch: Batch, block_size: int, window: int | None, members: list[tuple[int, int, int]]
-) -> DecodeGroup:
-    """The gather for sequences (length, sequence, row), the longest first."""
-    lengths = [length for length, _, _ in members]
-    # Per sequence: the first token seen, its block, and the place of both among the gathered positions.
-    firsts = [max(0, length - window) if window else 0 for length in lengths]
-    first_blocks = [first // block_size for first in firsts]
-    num_blocks = max(-(-n // block_size) - b for n, b in zip(lengths, first_blocks, strict=True))
-    device = batch.block_tables.device
-    if len(members) == 1:
-        (length, s, row), b = members[0], first_blocks[0]
-        blocks = batch.block_tables[s, b : b + num_blocks]
-        rows = torch.tensor([row], device=device)
-        skip = firsts[0] - b * block_size
-        return DecodeGroup(rows, blocks, 1, skip, length - firsts[0], None)
+def _single(
+    batch: Batch, block_size: int, window: int | None, s: int, row: int, num_queries: int, seq_len: int
+) -> Single:
+    """Sequence s of the batch by itself."""
+    first = max(0, seq_len - num_queries + 1 - window) if window else 0  # the first token that a query sees
+    block = first // block_size
+    blocks = batch.block_tables[s, block : -(-seq_len // block_size)]
+    return Single(row, num_queries, blocks, first - block * block_size, seq_len - first)
 
-    sequences = torch.tensor([s for _, s, _ in members], device=device)
-    rows = torch.tensor([row for _, _, row in members], device=device)
-    starts = torch.tensor(first_blocks, device=device)[:, None]  # [S, 1]
-    columns = starts + torch.arange(num_blocks, device=device)  # [S, n]
-    columns.clamp_(max=batch.block_tables.shape[1] - 1)  # past a short sequence's end: masked below
-    blocks = batch.block_tables[sequences[:, None], columns].flatten()
-    positions = starts * block_size + torch.arange(num_blocks * block_size, device=device)  # [S, length]
-    invalid = positions >= torch.tensor(lengths, device=device)[:, None]
-    if window:
-        invalid |= positions < torch.tensor(firsts, device=device)[:, None]
-    return DecodeGroup(rows, blocks, len(members), 0, num_blocks * block_size, invalid[:, None, None])
+
+def _group(
+    batch: Batch, block_size: int, num_kv: int, window: int | None, members: list[tuple[int, int, int]]
+) -> Group:
+    """The gather for sequences (length, sequence, row) of one query token each, the longest first."""
+    device = batch.block_tables.device
+    lengths, sequences, rows = torch.tensor(members, device=device).T[:, :, None]  # each [S, 1]
+    seen = min(members[0][0], window or members[0][0])  # L
+    starts = (lengths - seen).clamp_(min=0)  # where a window begins; 0 for those that are shorter than L
+    positions = starts + torch.arange(seen, device=device)  # [S, L]
+    padding = (positions >= lengths)[:, None] if members[-1][0] < seen else None
+    positions = torch.minimum(positions, lengths - 1)
+    slots = batch.block_tables[sequences, positions // block_size] * block_size + positions % block_size
+    heads = torch.arange(num_kv, device=device)[:, None]
+    gather = slots[:, None] * num_kv + heads  # [S, kv_heads, L]
+    return Group(rows[:, 0], gather.flatten(), padding)
 
 
 def write_kv(key_cache: Tensor, value_cache: Tensor, key: Tensor, value: Tensor, slots: Tensor) -> None:
@@ -132,59 +137,57 @@ def paged_attention(query: Tensor, key_cache: Tensor, value_cache: Tensor, plan:
     """
     out = torch.empty_like(query)
     for group in plan.groups:
-        _decode(query, key_cache, value_cache, group, scale, out)
-    for prefill in plan.prefills:
-        _prefill(query, key_cache, value_cache, prefill, plan.window, scale, out)
+        _attend_group(query, key_cache, value_cache, group, scale, out)
+    for single in plan.singles:
+        _attend_single(query, key_cache, value_cache, single, plan.window, scale, out)
     return out
 
 
-def _decode(query: Tensor, key_cache: Tensor, value_cache: Tensor, g: DecodeGroup, scale: float, out: Tensor) -> None:
+def _attend_group(query: Tensor, key_cache: Tensor, value_cache: Tensor, g: Group, scale: float, out: Tensor) -> None:
     """Write the outputs of one group into its rows of `out`."""
     num_kv, dim = key_cache.shape[2:]
-    keys, values = (
-        cache.index_select(0, g.blocks).view(g.num_sequences, -1, num_kv, dim)[:, g.skip : g.skip + g.length].float()
-        for cache in (key_cache, value_cache)
-    )  # [S, L, kv_heads, D]
-    queries = query.index_select(0, g.rows).float().mul_(scale).view(g.num_sequences, num_kv, -1, dim)
-    scores = torch.matmul(queries, keys.permute(0, 2, 3, 1))  # [S, kv_heads, group, L]
-    if g.invalid is not None:
-        scores.masked_fill_(g.invalid, float("-inf"))
-        values.masked_fill_(g.invalid.view(g.num_sequences, g.length, 1, 1), 0.0)  # 0 * NaN would be NaN
-    mixed = torch.matmul(torch.softmax(scores, -1), values.transpose(1, 2))  # [S, kv_heads, group, D]
-    out.index_copy_(0, g.rows, mixed.reshape(g.num_sequences, *query.shape[1:]).to(out.dtype))
+    pairs = g.rows.shape[0] * num_kv  # of a sequence and a KV head
+    keys = key_cache.view(-1, dim).index_select(0, g.gather).view(pairs, -1, dim).float()  # [S * kv_heads, L, D]
+    values = value_cache.view(-1, dim).index_select(0, g.gather).view(pairs, -1, dim).float()
+    queries = (query.index_select(0, g.rows).float() * scale).view(pairs, -1, dim)
+    scores = torch.bmm(queries, keys.transpose(1, 2))  # [S * kv_heads, heads / kv_heads, L]
+    if g.padding is not None:
+        scores.view(g.rows.shape[0], -1, keys.shape[1]).masked_fill_(g.padding, float("-inf"))
+    mixed = torch.bmm(torch.softmax(scores, -1), values)  # [S * kv_heads, heads / kv_heads, D]
+    out.index_copy_(0, g.rows, mixed.view(-1, *query.shape[1:]).to(out.dtype))
 
 
-def _prefill(
-    query: Tensor, key_cache: Tensor, value_cache: Tensor, p: Prefill, window: int | None, scale: float, out: Tensor
+def _attend_single(
+    query: Tensor, key_cache: Tensor, value_cache: Tensor, s: Single, window: int | None, scale: float, out: Tensor
 ) -> None:
-    """Write the outputs of one sequence with several query tokens into its rows of `out`, some rows at a time."""
+    """Write the outputs of one sequence into its rows of `out`, some rows at a time."""
     num_kv, dim = key_cache.shape[2:]
-    heads = query.shape[1]
-    keys, values = (
-        cache.index_select(0, p.blocks).view(-1, num_kv, dim)[: p.seq_len].float().transpose(0, 1)
-        for cache in (key_cache, value_cache)
-    )  # [kv_heads, L, D]
-    first = p.seq_len - p.num_queries  # position of the first query token
-    step = max(1, SCORE_ELEMENTS // (heads * p.seq_len))
-    for start in range(0, p.num_queries, step):
-        count = min(step, p.num_queries - start)
-        rows = slice(p.row + start, p.row + start + count)
-        low = max(0, first + start - window + 1) if window else 0
-        high = first + start + count  # keys [low, high) are seen by some token of these rows
-        queries = query[rows].float().mul(scale).view(count, num_kv, -1, dim).permute(1, 2, 0, 3)  # [kv, group, n, D]
-        scores = torch.matmul(queries.reshape(num_kv, -1, dim), keys[:, low:high].transpose(1, 2))
-        masked = _future_or_past_window(first + start, count, low, high, window, query.device)  # [n, high - low]
-        scores = scores.view(num_kv, -1, count, high - low).masked_fill_(masked, float("-inf"))
+    keys = key_cache.index_select(0, s.blocks).view(-1, num_kv, dim).narrow(0, s.skip, s.length).float()
+    values = value_cache.index_select(0, s.blocks).view(-1, num_kv, dim).narrow(0, s.skip, s.length).float()
+    keys, values = keys.permute(1, 2, 0), values.transpose(0, 1)  # [kv_heads, D, L], [kv_heads, L, D]
+    if s.num_queries == 1:  # sees all of them
+        queries = (query[s.row].float() * scale).view(num_kv, -1, dim)
+        mixed = torch.bmm(torch.softmax(torch.bmm(queries, keys), -1), values)  # [kv_heads, heads / kv_heads, D]
+        out[s.row] = mixed.view(-1, dim)
+        return
+    before = s.length - s.num_queries  # keys before the first query's own
+    step = max(1, SCORE_ELEMENTS // (query.shape[1] * s.length))
+    for start in range(0, s.num_queries, step):
+        count = min(step, s.num_queries - start)
+        rows = slice(s.row + start, s.row + start + count)
+        low = max(0, before + start - window + 1) if window else 0
+        high = before + start + count  # keys [low, high) are seen by some query of these rows
+        queries = (query[rows].float() * scale).view(count, num_kv, -1, dim).permute(1, 2, 0, 3)
+        scores = torch.bmm(queries.reshape(num_kv, -1, dim), keys[:, :, low:high])  # [kv_heads, heads / kv_heads * n, L]
+        hidden = _unseen(before + start, count, low, high, window, query.device)  # [n, L]
+        scores = scores.view(num_kv, -1, count, high - low).masked_fill_(hidden, float("-inf"))
         weights = torch.softmax(scores, -1).view(num_kv, -1, high - low)
-        mixed = torch.matmul(weights, values[:, low:high]).view(num_kv, -1, count, dim)
-        out[rows] = mixed.permute(2, 0, 1, 3).reshape(count, heads, dim).to(out.dtype)
+        mixed = torch.bmm(weights, values[:, low:high]).view(num_kv, -1, count, dim)
+        out[rows] = mixed.permute(2, 0, 1, 3).reshape(count, -1, dim)
 
 
-def _future_or_past_window(
-    first: int, count: int, low: int, high: int, window: int | None, device: torch.device
-) -> Tensor:
-    """`[count, high - low]` bool: keys at positions low.. that queries at positions first.. must not see."""
-    queries = torch.arange(first, first + count, device=device)[:, None]
+def _unseen(first: int, count: int, low: int, high: int, window: int | None, device: torch.device) -> Tensor:
+    """`[count, high - low]` bool: keys low.. that queries whose own keys are first.. must not see."""
+    own = torch.arange(first, first + count, device=device)[:, None]
     keys = torch.arange(low, high, device=device)
-    masked = keys > queries
-    return masked | (keys <= queries - window) if window else masked
+    return (keys > own) | (keys <= own - window) if window else keys > own

@@ -45,7 +45,7 @@ class Attention(Layer):
         query_key = self._apply_rope(query_key, *step.rope(self.inverse_frequencies, self.rope_factor))
         query, key = query_key.split((spec.num_heads, spec.num_kv_heads), 1)
         self._write_kv(cache.key, cache.value, key, value, step.batch.slots)
-        plan = step.attention_plan(self._plan, cache.block_size, spec.window, self.cache_spec.bytes_per_token)
+        plan = step.attention_plan(self._plan, cache, spec.window)
         mixed = self._attend(query, cache.key, cache.value, plan, spec.scale)
         return self.o(mixed.view(-1, spec.q_size))
 

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from moesaic.core.batch import Batch
+from moesaic.layers.kv_cache import KVCache
 from moesaic.layers.rope import rope_table
 
 
@@ -24,9 +25,9 @@ class Step:
         table: tuple[Tensor, Tensor] = self._made[key]
         return table
 
-    def attention_plan(self, plan: Callable[..., Any], block_size: int, window: int | None, token_bytes: int) -> Any:
-        """A backend's plan of the batch for layers with this cache and window; its own type, for its own use."""
-        key = plan, block_size, window, token_bytes
+    def attention_plan(self, plan: Callable[..., Any], cache: KVCache, window: int | None) -> Any:
+        """A backend's plan of the batch for layers with such a cache and window; its own type, for its own use."""
+        key = plan, cache.key.shape, cache.key.dtype, window
         if key not in self._made:
-            self._made[key] = plan(self.batch, block_size, window, token_bytes)
+            self._made[key] = plan(self.batch, cache.key, window)
         return self._made[key]
