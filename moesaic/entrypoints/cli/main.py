@@ -1,0 +1,61 @@
+"""The command `moesaic`. A verb's module is imported when the verb is used: --help must not wait for torch."""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from moesaic import __version__
+from moesaic.core.errors import MoesaicError, unknown_name
+
+# verb -> (module, whose `command` it is; what the list of verbs says of it)
+VERBS = {
+    "serve": ("moesaic.entrypoints.cli.serve", "Serve a model over HTTP, as OpenAI's API."),
+    "generate": ("moesaic.entrypoints.cli.generate", "Complete one prompt and exit."),
+    "chat": ("moesaic.entrypoints.cli.chat", "Talk with a model, in this process or on a server."),
+}
+DEBUG_VARIABLE = "MOESAIC_DEBUG"
+
+
+class Verbs(click.Group):
+    """A group that knows its commands by name and loads each on demand."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        if cmd_name not in VERBS:
+            ctx.fail(unknown_name("command", cmd_name, VERBS))
+        command: click.Command = import_module(VERBS[cmd_name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+
+
+def _with_dashes(name: str) -> str:
+    """vLLM's users write --max_model_len too."""
+    return name.replace("_", "-")
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _with_dashes})
+@click.version_option(__version__, prog_name="moesaic", message="%(prog)s %(version)s")
+def cli() -> None:
+    """An inference engine for Mixture-of-Experts language models.
+
+    Without --model, each command runs the small model that comes with the package.
+    """
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run and exit. An error of ours is one line on stderr (MOESAIC_DEBUG=1 shows where it came from)."""
+    try:
+        cli.main(args, prog_name="moesaic")
+    except MoesaicError as error:
+        if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
