@@ -9,6 +9,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    disable_created_metrics,
     generate_latest,
 )
 
@@ -52,6 +53,7 @@ class Metrics:
     """Collects; `render` gives the text that Prometheus scrapes."""
 
     def __init__(self, info: EngineInfo) -> None:
+        disable_created_metrics()
         self._registry = CollectorRegistry()
         self._last = EngineStats()
         self._times: dict[str, _Times] = {}
