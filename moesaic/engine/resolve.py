@@ -10,6 +10,7 @@ from moesaic.core.config import CacheConfig, DType, EngineConfig, LoadFormat, Mo
 from moesaic.core.errors import ConfigError, UnsupportedError
 from moesaic.core.log import get_logger
 from moesaic.engine.args import EMBEDDED_MODEL, EngineArgs
+from moesaic.kernels.cpu import isa
 
 logger = get_logger(__name__)
 EMBEDDED_PATH = Path(__file__).parent.parent / "embedded" / EMBEDDED_MODEL
@@ -87,8 +88,8 @@ def resolve(args: EngineArgs) -> Resolved:
     path = find_model(args.model, args.revision, args.download_dir)
     raw = read_config(path)
     architecture, spec = read_spec(path)
-    dtype = args.dtype if args.dtype != "auto" else _checkpoint_dtype(raw)
     device = _device(args.device)
+    dtype = args.dtype if args.dtype != "auto" else _auto_dtype(_checkpoint_dtype(raw), device)
     length = args.max_model_len or spec.max_position_embeddings
     if length > spec.max_position_embeddings:
         raise ConfigError(f"max_model_len {length} is longer than the model's {spec.max_position_embeddings} positions")
@@ -112,7 +113,9 @@ def resolve(args: EngineArgs) -> Resolved:
         threads=args.threads or (physical_cores() if device == "cpu" else None),
     )
     logger.info("configuration: %s", asdict(config))
-    return Resolved(config, list(args.served_model_name) or [args.model], args.max_model_len is not None, architecture.name)
+    return Resolved(
+        config, list(args.served_model_name) or [args.model], args.max_model_len is not None, architecture.name
+    )
 
 
 def find_model(model: str, revision: str | None = None, download_dir: str | None = None) -> str:
@@ -160,6 +163,15 @@ def _checkpoint_dtype(config: dict[str, Any]) -> str:
             f"config.json states dtype {stated!r}; choose one with --dtype ({', '.join(get_args(DType))})"
         )
     return str(stated)
+
+
+def _auto_dtype(stated: str, device: str) -> str:
+    """The checkpoint's dtype, unless this CPU has no instructions for it: there torch's products in 16 bits are
+    several times slower than in float32."""
+    if device != "cpu" or stated == "float32" or (stated == "bfloat16" and isa() == "avx512_bf16"):
+        return stated
+    logger.info("dtype: the checkpoint's %s is slow on this CPU (%s), float32 is used", stated, isa())
+    return "float32"
 
 
 def _device(wanted: str) -> str:

@@ -1,0 +1,57 @@
+# make serve: the server with its dashboard, on the embedded model.   make test: the tests.
+# Both install what they need into .venv by themselves; only Python 3.11+, make, g++ and pip are asked of the machine.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+BUILD  := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+ARGS   ?=
+
+.PHONY: serve test test-long install dev bench lint format docs clean
+
+serve: install
+	$(BIN)/python -m moesaic serve $(ARGS)
+
+test: dev
+	$(BIN)/python -m pytest $(ARGS)
+
+# The exhaustive forms of what `make test` samples (about half an hour).
+test-long: dev
+	MOESAIC_LONG=1 $(BIN)/python -m pytest tests/unit/test_scheduler_machine.py --timeout 0 $(ARGS)
+
+install: $(VENV)/.installed
+dev: $(VENV)/.installed-dev
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "moesaic needs Python 3.11 or newer: try make PYTHON=python3.11 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(BIN)/python $(BUILD)
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(BIN)/python $(BUILD)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+bench: install
+	$(BIN)/python -m moesaic bench latency $(ARGS)
+	$(BIN)/python -m moesaic bench throughput $(ARGS)
+	$(BIN)/python -m moesaic bench overhead $(ARGS)
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# docs/reference.md is made from the docstrings and flags.
+docs: dev
+	$(BIN)/python tools/make_reference.py
+
+clean:
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis
