@@ -34,4 +34,4 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        return self.token_ids.shape[0]
+        return int(self.token_ids.shape[0])

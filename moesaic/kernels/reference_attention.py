@@ -178,7 +178,7 @@ def _attend_single(
         low = max(0, before + start - window + 1) if window else 0
         high = before + start + count  # keys [low, high) are seen by some query of these rows
         queries = (query[rows].float() * scale).view(count, num_kv, -1, dim).permute(1, 2, 0, 3)
-        scores = torch.bmm(queries.reshape(num_kv, -1, dim), keys[:, :, low:high])  # [kv_heads, heads / kv_heads * n, L]
+        scores = torch.bmm(queries.reshape(num_kv, -1, dim), keys[:, :, low:high])  # [kv_heads, group * n, L]
         hidden = _unseen(before + start, count, low, high, window, query.device)  # [n, L]
         scores = scores.view(num_kv, -1, count, high - low).masked_fill_(hidden, float("-inf"))
         weights = torch.softmax(scores, -1).view(num_kv, -1, high - low)

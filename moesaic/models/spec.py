@@ -5,9 +5,18 @@ needs it; a choice has a name rather than a flag.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from moesaic.core.errors import ConfigError
 
 Activation = Literal["silu"]
+
+
+def _require_positive(spec: Any, *fields: str) -> None:
+    """Raise ConfigError unless these fields are at least 1: sizes from a config nobody has looked at."""
+    for field in fields:
+        if getattr(spec, field) < 1:
+            raise ConfigError(f"{field} must be at least 1, the config gives {getattr(spec, field)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +84,9 @@ class AttentionSpec:
     clip_qkv: float | None = None
     window: int | None = None
 
+    def __post_init__(self) -> None:
+        _require_positive(self, "num_heads", "num_kv_heads", "head_dim")
+
     @property
     def q_size(self) -> int:
         return self.num_heads * self.head_dim
@@ -98,6 +110,9 @@ class DenseSpec:
     intermediate_size: int
     activation: Activation = "silu"
     bias: bool = False
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "intermediate_size")
 
     def num_parameters(self, hidden_size: int) -> int:
         """Weights and biases of this feed-forward."""
@@ -132,6 +147,13 @@ class MoESpec:
     intermediate_size: int
     router: RouterSpec
     activation: Activation = "silu"
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "num_experts", "intermediate_size")
+        if not 1 <= self.router.top_k <= self.num_experts:
+            raise ConfigError(
+                f"each token goes to {self.router.top_k} experts, the config says, but there are {self.num_experts}"
+            )
 
     def num_parameters(self, hidden_size: int) -> int:
         """Weights of the router and all experts."""
@@ -175,6 +197,11 @@ class ModelSpec:
     tied_embeddings: bool
     layers: tuple[LayerSpec, ...]
     multipliers: Multipliers = Multipliers()
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "vocab_size", "hidden_size", "max_position_embeddings")
+        if not self.layers:
+            raise ConfigError("the config gives no layers")
 
     @property
     def num_parameters(self) -> int:

@@ -1,0 +1,110 @@
+"""The parity tests can fail: each detail of a spec, put wrong on purpose, moves the logits by far more than 1e-4."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from moesaic.layers.rope import inverse_frequencies
+from tests.parity.driver import Driver, load, relative_difference
+from tests.parity.test_families import LLAMA3, YARN, random_streams
+from tests.tiny_models import make_tiny
+
+VISIBLE = 1e-3  # ten times the tolerance of parity
+
+
+def attention(**changes):
+    """Change the attention spec of every layer."""
+
+    def mutate(model):
+        for layer in model.layers:
+            layer.attention.spec = replace(layer.attention.spec, **changes)
+
+    return mutate
+
+
+def rope(**changes):
+    """Change the rotary positions of every layer."""
+
+    def mutate(model):
+        for layer in model.layers:
+            spec = replace(layer.attention.spec.rope, **changes)
+            attention_spec = layer.attention.spec
+            layer.attention.inverse_frequencies, layer.attention.rope_factor = inverse_frequencies(
+                spec, attention_spec.head_dim
+            )
+
+    return mutate
+
+
+def router(**changes):
+    """Change the router of every layer."""
+
+    def mutate(model):
+        for layer in model.layers:
+            layer.mlp.spec = replace(layer.mlp.spec, router=replace(layer.mlp.spec.router, **changes))
+
+    return mutate
+
+
+def multipliers(**changes):
+    """Change the model's multipliers."""
+
+    def mutate(model):
+        model.spec = replace(model.spec, multipliers=replace(model.spec.multipliers, **changes))
+        for layer in model.layers:
+            layer.residual_multiplier = model.spec.multipliers.residual
+
+    return mutate
+
+
+def norm_eps(model):
+    for layer in model.layers:
+        layer.attention_norm.eps = 1e-1
+
+
+def swap_gate_and_up(model):
+    for layer in model.layers:
+        layer.mlp.experts.gate_up.data = layer.mlp.experts.gate_up.data.roll(layer.mlp.spec.intermediate_size, 1)
+
+
+def shift_page_table(model):
+    for layer in model.layers:
+        layer.mlp.experts.slot_of = layer.mlp.experts.slot_of.roll(1)
+
+
+CASES = {
+    "mixtral: no renormalisation": ("mixtral", {}, router(renormalize=False)),
+    "mixtral: one expert fewer": ("mixtral", {}, router(top_k=1)),
+    "mixtral: window forgotten": ("mixtral", {"sliding_window": 6}, attention(window=None)),
+    "mixtral: window off by one": ("mixtral", {"sliding_window": 6}, attention(window=7)),
+    "mixtral: theta": ("mixtral", {}, rope(theta=1e4)),
+    "mixtral: gate and up swapped": ("mixtral", {}, swap_gate_and_up),
+    "mixtral: wrong page table": ("mixtral", {}, shift_page_table),
+    "qwen3_moe: qk-norm forgotten": ("qwen3_moe", {}, attention(qk_norm=None)),
+    "qwen3_moe: renormalised against the config": ("qwen3_moe", {"norm_topk_prob": False}, router(renormalize=True)),
+    "qwen3_moe: epsilon": ("qwen3_moe", {}, norm_eps),
+    "olmoe: qk-norm forgotten": ("olmoe", {}, attention(qk_norm=None)),
+    "olmoe: clip forgotten": ("olmoe", {"clip_qkv": 0.5}, attention(clip_qkv=None)),
+    "olmoe: renormalised": ("olmoe", {}, router(renormalize=True)),
+    "granitemoe: softmax before top-k": ("granitemoe", {}, router(order="score_then_select")),
+    "granitemoe: scale": ("granitemoe", {}, attention(scale=0.25)),
+    "granitemoe: embedding multiplier": ("granitemoe", {}, multipliers(embedding=1.0)),
+    "granitemoe: residual multiplier": ("granitemoe", {}, multipliers(residual=1.0)),
+    "granitemoe: logits multiplier": ("granitemoe", {}, multipliers(logits=1.0)),
+    "llama: rope llama3 forgotten": ("llama", {"rope_parameters": LLAMA3}, rope(scaling=None)),
+    "llama: rope yarn forgotten": ("llama", {"rope_parameters": YARN}, rope(scaling=None)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_wrong_spec_shows(case, tmp_path):
+    family, options, mutate = CASES[case]
+    make_tiny(family, tmp_path, **options)
+    model = load(tmp_path)
+    streams = random_streams()
+    right = Driver(model).run(streams, [9, 1])
+    with torch.no_grad():
+        mutate(model)
+    wrong = Driver(model).run(streams, [9, 1])
+    assert max(relative_difference(wrong[i], right[i]) for i in streams) > VISIBLE
