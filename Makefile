@@ -7,7 +7,11 @@ BIN    := $(VENV)/bin
 BUILD  := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
 ARGS   ?=
 
-.PHONY: serve test test-long install dev bench lint format docs clean
+# An editable install maps module names to files, so a new file needs a new install: the list of files is a
+# prerequisite whose date changes only when the list does.
+FILES  := $(VENV)/.files
+
+.PHONY: FORCE serve test test-long install dev bench lint format docs clean
 
 serve: install
 	$(BIN)/python -m moesaic serve $(ARGS)
@@ -27,11 +31,14 @@ $(BIN)/python:
 	  { echo "moesaic needs Python 3.11 or newer: try make PYTHON=python3.11 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: $(BIN)/python $(BUILD)
+$(FILES): FORCE | $(BIN)/python
+	@find moesaic -name '*.py' | sort > $@.new; if cmp -s $@.new $@; then rm $@.new; else mv $@.new $@; fi
+
+$(VENV)/.installed: $(FILES) $(BUILD)
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: $(BIN)/python $(BUILD)
+$(VENV)/.installed-dev: $(FILES) $(BUILD)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 

@@ -12,7 +12,7 @@ from moesaic.core.request import LogprobRow
 from moesaic.core.sampling_params import SamplingParams
 
 NOT_FINITE = "the model's logits are not finite (NaN or infinity): see its dtype and weights"
-NUCLEUS_CANDIDATES = 1024  # top-p looks among this many best tokens before it sorts the whole vocabulary
+NUCLEUS_CANDIDATES = (64, 1024)  # top-p looks among so many best tokens before it sorts the whole vocabulary
 
 
 @dataclass(slots=True)
@@ -46,7 +46,8 @@ def sample(logits: torch.Tensor, rows: list[SamplingRow]) -> list[int | None]:
         N token ids; None for a row whose logits are not finite.
     """
     for i, row in enumerate(rows):
-        adjust(logits[i], row)
+        if _adjusts(row):
+            adjust(logits[i], row)
     best, tokens = logits.max(dim=-1)
     chosen: list[int | None] = tokens.tolist()
     drawn = [i for i, row in enumerate(rows) if not row.params.greedy]
@@ -57,6 +58,13 @@ def sample(logits: torch.Tensor, rows: list[SamplingRow]) -> list[int | None]:
     if not bool(torch.isfinite(best).all()):
         chosen = [t if ok else None for t, ok in zip(chosen, torch.isfinite(best).tolist(), strict=True)]
     return chosen
+
+
+def _adjusts(row: SamplingRow) -> bool:
+    """Whether `adjust` has anything to do for this row."""
+    p = row.params
+    penalised = p.repetition_penalty != 1.0 or p.presence_penalty != 0.0 or p.frequency_penalty != 0.0
+    return penalised or bool(p.logit_bias) or row.num_generated < p.min_tokens
 
 
 def adjust(logits: torch.Tensor, row: SamplingRow) -> None:
@@ -84,10 +92,11 @@ def _draw(logits: torch.Tensor, rows: list[SamplingRow]) -> list[int]:
     logits = logits / _column(logits, rows, lambda p: p.temperature)
     for keep, wanted in ((_top_k, _wants_top_k), (_top_p, _wants_top_p), (_min_p, _wants_min_p)):
         indices = [i for i, row in enumerate(rows) if wanted(row.params)]
-        if indices:
+        if len(indices) == len(rows):
+            logits = logits.masked_fill(logits < keep(logits, rows), -torch.inf)
+        elif indices:
             part = logits[indices]
-            threshold = keep(part, [rows[i] for i in indices])  # [n, 1]
-            logits[indices] = part.masked_fill(part < threshold, -torch.inf)
+            logits[indices] = part.masked_fill(part < keep(part, [rows[i] for i in indices]), -torch.inf)
     cumulative = logits.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)  # [N, V]
     uniform = [uniform_draw(row.seed, row.num_generated) for row in rows]
     target = torch.tensor(uniform, dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
@@ -116,17 +125,14 @@ def _top_k(logits: torch.Tensor, rows: list[SamplingRow]) -> torch.Tensor:
 
 def _top_p(logits: torch.Tensor, rows: list[SamplingRow]) -> torch.Tensor:
     """`[n, 1]`: the smallest logit of each row's nucleus (Holtzman et al. 2020)."""
-    vocab_size = logits.shape[-1]
     top_p = _column(logits, rows, lambda p: p.top_p)
     total = logits.logsumexp(dim=-1, keepdim=True)
-    size = min(vocab_size, NUCLEUS_CANDIDATES)
-    while True:
+    for size in (*NUCLEUS_CANDIDATES, logits.shape[-1]):
+        size = min(size, logits.shape[-1])
         values = logits.topk(size, dim=-1).values  # [n, size], falling
         before = (values - total).exp().cumsum(dim=-1, dtype=torch.float64)
-        outside = before[:, -1] < top_p[:, 0]
-        if size == vocab_size or not bool(outside.any()):
+        if bool((before[:, -1] >= top_p[:, 0]).all()):
             break
-        size = vocab_size
     count = (before < top_p).sum(dim=-1, keepdim=True)  # tokens before the one that crosses top_p
     return values.gather(1, count.clamp(max=size - 1))
 

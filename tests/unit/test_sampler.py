@@ -61,7 +61,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(p):
 def test_top_p_sorts_all_when_the_candidates_do_not_reach(monkeypatch):
     logits = logits_of(3) / 3
     whole = support(logits, top_p=0.9)
-    monkeypatch.setattr(sampler, "NUCLEUS_CANDIDATES", 2)
+    monkeypatch.setattr(sampler, "NUCLEUS_CANDIDATES", (1, 2))
     assert support(logits, top_p=0.9) == whole
 
 
