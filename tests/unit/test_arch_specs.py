@@ -1,0 +1,82 @@
+"""What each family's file reads out of a config, beyond what parity can show."""
+
+import pytest
+
+from moesaic.models.load import spec_of
+from moesaic.models.spec import DenseSpec, MoESpec
+
+COMMON = {
+    "vocab_size": 1000,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-6,
+}
+QWEN3 = {
+    **COMMON,
+    "model_type": "qwen3_moe",
+    "num_experts": 16,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 32,
+    "max_window_layers": 2,
+}
+
+
+def spec(**config):
+    return spec_of({**COMMON, **config})[1]
+
+
+def test_defaults_of_missing_keys_are_the_config_class_own():
+    mixtral = spec(model_type="mixtral", num_local_experts=4).layers[0]
+    assert (mixtral.attention.num_kv_heads, mixtral.attention.rope.theta) == (8, 1e6)
+    assert spec(model_type="mixtral", num_local_experts=4, num_key_value_heads=None).layers[0].attention.num_kv_heads == 8
+    assert spec_of(QWEN3)[1].layers[0].attention.num_kv_heads == 4
+    assert spec(model_type="olmoe", num_experts=8, num_experts_per_tok=2).layers[0].attention.num_kv_heads == 8
+
+
+def test_mixtral_always_renormalises():
+    assert spec(model_type="mixtral", num_local_experts=4).layers[0].ffn.router.renormalize
+
+
+@pytest.mark.parametrize(
+    ("change", "dense"),
+    [
+        ({}, []),
+        ({"mlp_only_layers": [0, 3]}, [0, 3]),
+        ({"decoder_sparse_step": 2}, [0, 2]),
+        ({"decoder_sparse_step": 2, "mlp_only_layers": [1]}, [0, 1, 2]),
+    ],
+)
+def test_dense_layers_of_qwen3_moe(change, dense):
+    layers = spec_of({**QWEN3, **change})[1].layers
+    assert [i for i, layer in enumerate(layers) if isinstance(layer.ffn, DenseSpec)] == dense
+
+
+@pytest.mark.parametrize(
+    ("change", "window"),
+    [({}, None), ({"use_sliding_window": True}, 4096), ({"use_sliding_window": True, "sliding_window": 9}, 9)],
+)
+def test_window_of_qwen3_moe_is_of_every_layer_or_none(change, window):
+    assert {layer.attention.window for layer in spec_of({**QWEN3, **change})[1].layers} == {window}
+
+
+def test_published_sizes_count_right():
+    """Figures that model cards state: Qwen3-30B-A3B (30.5 B, 3.3 B active), OLMoE-1B-7B (6.9 B, 1.3 B)."""
+    qwen = spec(
+        model_type="qwen3_moe", vocab_size=151936, hidden_size=2048, num_hidden_layers=48, num_attention_heads=32,
+        num_key_value_heads=4, head_dim=128, num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768,
+    )  # fmt: skip
+    assert (round(qwen.num_parameters / 1e9, 1), round(qwen.num_active_parameters / 1e9, 1)) == (30.5, 3.4)
+    olmoe = spec(
+        model_type="olmoe", vocab_size=50304, hidden_size=2048, intermediate_size=1024, num_hidden_layers=16,
+        num_attention_heads=16, num_experts=64, num_experts_per_tok=8,
+    )  # fmt: skip
+    assert (round(olmoe.num_parameters / 1e9, 1), round(olmoe.num_active_parameters / 1e9, 1)) == (6.9, 1.3)
+
+
+def test_a_dense_model_is_all_active():
+    dense = spec(model_type="llama")
+    assert dense.num_parameters == dense.num_active_parameters
+    assert not any(isinstance(layer.ffn, MoESpec) for layer in dense.layers)
