@@ -1,0 +1,72 @@
+"""`moesaic bench`, with tiny sizes on a tiny model: what it prints, and how it refuses."""
+
+import json
+
+import pytest
+from click.testing import CliRunner, Result
+
+from moesaic.core.errors import ConfigError, RequestError
+from moesaic.entrypoints.cli.main import cli
+
+KEYS = {"bench", "case", "metric", "value", "unit", "baseline", "ratio", "runs"}
+SIZES = {
+    "latency": ["--batch-size", "2", "--input-len", "5", "--output-len", "4", "--runs", "2"],
+    "throughput": ["--num-prompts", "4", "--input-len", "6", "--output-len", "3", "--runs", "2"],
+    "overhead": ["--batch-size", "1", "--batch-size", "3", "--input-len", "4", "--steps", "5"],
+}
+METRICS = {
+    "latency": {"run", "time_to_first_token", "decode_step", "generated_tokens"},
+    "throughput": {"requests", "prompt_tokens", "generated_tokens", "total_tokens"},
+    "overhead": {"step", "forward", "engine", "engine+frontend"},
+}
+
+
+@pytest.fixture
+def bench(tiny_model, monkeypatch):
+    """A function: arguments of `moesaic bench` in, its result out, on a tiny model without a tokenizer."""
+    monkeypatch.setenv("MOESAIC_LOG_LEVEL", "WARNING")
+    engine = ["--model", tiny_model("qwen3_moe"), "--skip-tokenizer-init", "--kv-cache-memory", "8MiB"]
+
+    def run(*args: str) -> Result:
+        return CliRunner().invoke(cli, ["bench", *args, *engine, "--threads", "1"])
+
+    return run
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_prints_a_table_and_a_line_a_figure(bench, name: str) -> None:
+    result = bench(name, *SIZES[name])
+    assert result.exit_code == 0, result.output
+    table, _, lines = result.stdout.partition('{"bench"')
+    assert "median" in table
+    figures = [json.loads(line) for line in ('{"bench"' + lines).splitlines()]
+    assert {figure["metric"] for figure in figures} == METRICS[name]
+    for figure in figures:
+        assert set(figure) == KEYS
+        assert figure["bench"] == name and figure["value"] > 0 and figure["runs"] > 0
+        assert "/" not in figure["case"], "a folder of this machine is nobody's business"
+
+
+def test_json_only(bench) -> None:
+    result = bench("latency", *SIZES["latency"], "--json-only")
+    assert [set(json.loads(line)) for line in result.stdout.splitlines()] == [KEYS] * 4
+
+
+def test_overhead_is_a_part_of_the_step(bench) -> None:
+    lines = bench("overhead", *SIZES["overhead"], "--json-only").stdout.splitlines()
+    figures = {(f["case"], f["metric"]): f for f in map(json.loads, lines)}
+    assert len(figures) == 4 * 4  # two batch sizes, greedy and sampled
+    for (case, metric), figure in figures.items():
+        assert figure["runs"] == 5
+        if metric in ("engine", "engine+frontend"):
+            assert 0 < figure["ratio"] < 1 and figure["baseline"] == figures[case, "step"]["value"]
+
+
+def test_more_at_once_than_the_engine_runs_is_refused(bench) -> None:
+    result = bench("latency", "--batch-size", "5", "--max-num-seqs", "4")
+    assert isinstance(result.exception, ConfigError) and "--max-num-seqs (4)" in str(result.exception)
+
+
+def test_more_tokens_than_the_model_takes_are_refused(bench) -> None:
+    result = bench("latency", "--input-len", "500", "--output-len", "500")
+    assert isinstance(result.exception, RequestError) and "max_model_len" in str(result.exception)

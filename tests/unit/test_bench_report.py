@@ -1,0 +1,45 @@
+"""How a benchmark's figures are printed."""
+
+import json
+
+from moesaic.entrypoints.bench.offline import random_prompts
+from moesaic.entrypoints.bench.report import Figure, report
+
+KEYS = ["bench", "case", "metric", "value", "unit", "baseline", "ratio", "runs"]
+
+
+def figure(case: str, samples: list[float], baseline: float | None = None) -> Figure:
+    return Figure(bench="b", case=case, metric="decode", unit="tokens/s", samples=samples, baseline=baseline)
+
+
+def test_a_line_holds_the_median_and_every_key() -> None:
+    line = json.loads(figure("m x", [3.0, 1.0, 2.0]).line())
+    assert list(line) == KEYS
+    assert (line["value"], line["runs"], line["baseline"], line["ratio"]) == (2.0, 3, None, None)
+
+
+def test_the_ratio_is_value_over_baseline() -> None:
+    line = json.loads(figure("m x", [3.0], baseline=2.0).line())
+    assert (line["baseline"], line["ratio"]) == (2.0, 1.5)
+
+
+def test_the_table_says_what_all_cases_share_once(capsys) -> None:
+    report([figure("model float32 batch=1", [1.0]), figure("model float32 batch=8", [5.0, 12345.0], 2.0)], "title")
+    out = capsys.readouterr().out
+    table, lines = out[: out.index("{")], out[out.index("{") :]
+    assert "title" in table and "12,345" in table
+    assert table.count("model float32") == 1
+    assert [json.loads(line)["case"] for line in lines.splitlines()] == [
+        "model float32 batch=1",
+        "model float32 batch=8",
+    ]
+
+
+def test_json_only_prints_nothing_else(capsys) -> None:
+    report([figure("model", [1.0])], "title", json_only=True)
+    assert list(json.loads(capsys.readouterr().out)) == KEYS
+
+
+def test_prompts_depend_on_the_seed_alone() -> None:
+    assert random_prompts([3, 5], 100, 7) == random_prompts([3, 5], 100, 7) != random_prompts([3, 5], 100, 8)
+    assert [len(prompt) for prompt in random_prompts([3, 5], 100, 7)] == [3, 5]
