@@ -52,5 +52,7 @@ def page() -> str:
 
 if __name__ == "__main__":
     if "--check" in sys.argv:
-        sys.exit(None if PAGE.exists() and PAGE.read_text() == page() else "docs/reference.md is out of date: make docs")
+        sys.exit(
+            None if PAGE.exists() and PAGE.read_text() == page() else "docs/reference.md is out of date: make docs"
+        )
     PAGE.write_text(page())

@@ -23,6 +23,7 @@ class LLMEngine:
         self.tokenizer = None if args.skip_tokenizer_init else Tokenizer(path, args.chat_template)
         self.frontend = Frontend(self.engine.info, self.tokenizer)
         self._ids = count()
+        self._held: list[RequestOutput] = []  # of other requests, while `generate` drove the engine
 
     @classmethod
     def from_engine_args(cls, args: EngineArgs) -> "LLMEngine":
@@ -54,20 +55,27 @@ class LLMEngine:
         self.engine.abort(request_id)
 
     def has_unfinished_requests(self) -> bool:
-        return self.engine.has_unfinished
+        """Whether `step` has work to do, or outputs to hand out."""
+        return self.engine.has_unfinished or bool(self._held)
 
     def step(self) -> list[RequestOutput]:
         """Run one step; the outputs (cumulative) of the requests that it touched."""
+        held, self._held = self._held, []
+        return held + self._step() if self.engine.has_unfinished else held
+
+    def _step(self) -> list[RequestOutput]:
         outputs, stopped = self.frontend.process(self.engine.step())
         for request_id, index in stopped:
             self.engine.abort(request_id, index)
         return outputs
 
     def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestOutput:
-        """Serve one prompt to its end (others that were added go on beside it)."""
+        """Serve one prompt to its end. Others that were added go on beside it; the next `step` tells of them."""
         request_id = f"generate-{next(self._ids)}"
         self.add_request(request_id, prompt, params)
         while True:
-            for output in self.step():
-                if output.request_id == request_id and output.finished:
+            for output in self._step():
+                if output.request_id != request_id:
+                    self._held.append(output)
+                elif output.finished:
                     return output

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -118,13 +119,17 @@ def test_the_engine_ends_with_its_parent_and_the_parent_has_no_torch():
 
     async def gone() -> bool:
         for _ in range(100):
-            try:
-                os.kill(int(pid), 0)
-            except ProcessLookupError:
-                return True
-            if os.path.exists(f"/proc/{pid}/stat") and open(f"/proc/{pid}/stat").read().split()[2] == "Z":
+            if not is_running(int(pid)):
                 return True
             await asyncio.sleep(0.05)
         return False
 
     assert asyncio.run(gone())
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is there and no zombie that nobody has collected yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -73,6 +73,16 @@ def test_engine_interface(llm):
     engine.engine.check_integrity()
 
 
+def test_generate_keeps_what_others_got(llm):
+    engine = llm.llm_engine
+    engine.add_request("other", "One expert", SamplingParams(temperature=0, max_tokens=3, ignore_eos=True))
+    assert len(engine.generate("Two", GREEDY).outputs[0].token_ids) > 0
+    outputs = []
+    while engine.has_unfinished_requests():
+        outputs += engine.step()
+    assert [o.request_id for o in outputs if o.finished] == ["other"]
+
+
 def test_chat_uses_the_template(llm):
     messages = [{"role": "user", "content": "Explain MoE architecture"}]
     output = llm.chat(messages, SamplingParams(temperature=0, max_tokens=60), use_tqdm=False)[0]
