@@ -112,10 +112,20 @@ def resolve(args: EngineArgs) -> Resolved:
         device=device,
         threads=args.threads or (physical_cores() if device == "cpu" else None),
     )
-    logger.info("configuration: %s", asdict(config))
+    logger.info("configuration: %s", _in_words(config))
     return Resolved(
         config, list(args.served_model_name) or [args.model], args.max_model_len is not None, architecture.name
     )
+
+
+def _in_words(config: EngineConfig) -> str:
+    """All values on one line: `device=cpu model.dtype=float32 ...`."""
+    nested = asdict(config)
+    flat = {name: value for name, value in nested.items() if not isinstance(value, dict)}
+    for group, values in nested.items():
+        if isinstance(values, dict):
+            flat |= {f"{group}.{name}": value for name, value in values.items()}
+    return " ".join(f"{name}={value}" for name, value in flat.items())
 
 
 def find_model(model: str, revision: str | None = None, download_dir: str | None = None) -> str:
