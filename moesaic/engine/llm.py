@@ -103,11 +103,13 @@ class LLM:
         return params
 
     def _run(self, ids: list[str], show_progress: bool) -> list[RequestOutput]:
+        from rich.console import Console
         from rich.progress import Progress, TextColumn
 
         done: dict[str, RequestOutput] = {}
         columns = (*Progress.get_default_columns(), TextColumn("{task.fields[rate]}"))
-        with Progress(*columns, transient=True, disable=not show_progress) as progress:
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, transient=True, disable=not show_progress) as progress:
             task = progress.add_task("prompts", total=len(ids), rate="")
             while len(done) < len(ids):
                 finished = [output for output in self.llm_engine.step() if output.finished]
