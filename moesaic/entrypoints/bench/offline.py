@@ -11,12 +11,12 @@ from statistics import mean, median
 from time import perf_counter
 
 from moesaic.core.errors import ConfigError, MoesaicError
-from moesaic.core.messages import EngineInfo
 from moesaic.core.outputs import RequestOutput
 from moesaic.core.sampling_params import SamplingParams
 from moesaic.engine.llm import LLM
 from moesaic.engine.llm_engine import LLMEngine
 from moesaic.entrypoints.bench.report import Figure
+from moesaic.entrypoints.bench.workload import model_case, random_prompts
 
 MS = 1e3
 GREEDY = {"temperature": 0.0}
@@ -52,12 +52,6 @@ class BatchRun:
     seconds: float = 0.0
     first_token: dict[str, float] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
-
-
-def random_prompts(lengths: Iterable[int], vocab_size: int, seed: int) -> list[list[int]]:
-    """Token ids drawn uniformly from the vocabulary: the same ones for the same arguments."""
-    draw = random.Random(seed)
-    return [draw.choices(range(vocab_size), k=length) for length in lengths]
 
 
 def run_batch(engine: LLMEngine, prompts: Sequence[list[int]], params: SamplingParams) -> BatchRun:
@@ -99,9 +93,9 @@ def _check(outputs: Iterable[RequestOutput]) -> None:
             raise MoesaicError(f"a request failed, nothing was measured: {output.error}")
 
 
-def model_case(info: EngineInfo) -> str:
-    """The model's part of a case: its name without the folder it lies in, and its dtype."""
-    return f"{info.names[0].rstrip('/').rpartition('/')[2]} {info.dtype}"
+def _case(engine: LLMEngine) -> str:
+    info = engine.engine.info
+    return model_case(info.names[0], info.dtype)
 
 
 def latency(
@@ -123,7 +117,7 @@ def latency(
         ("decode_step", "ms"): [mean(steps) * MS for steps in steady if steps],
         ("generated_tokens", "tokens/s"): [batch_size * output_len / run.seconds for run in counted],
     }
-    case = f"{model_case(engine.engine.info)} batch={batch_size} in={input_len} out={output_len}"
+    case = f"{_case(engine)} batch={batch_size} in={input_len} out={output_len}"
     return [
         Figure(bench="latency", case=case, metric=metric, unit=unit, samples=samples)
         for (metric, unit), samples in measured.items()
@@ -159,7 +153,7 @@ def throughput(
         ("generated_tokens", "tokens/s"): sum(outputs),
         ("total_tokens", "tokens/s"): sum(inputs) + sum(outputs),
     }
-    case = f"{model_case(info)} prompts={num_prompts} in~{input_len} out~{output_len}"
+    case = f"{_case(llm.llm_engine)} prompts={num_prompts} in~{input_len} out~{output_len}"
     return [
         Figure(bench="throughput", case=case, metric=metric, unit=unit, samples=[amount / s for s in seconds])
         for (metric, unit), amount in amounts.items()
@@ -185,7 +179,7 @@ def overhead(engine: LLMEngine, *, batch_sizes: Sequence[int], input_len: int, s
             params = SamplingParams(max_tokens=steps + WARMUP_STEPS + 2, ignore_eos=True, **sampling)
             prompts = random_prompts([input_len] * batch_size, engine.engine.info.vocab_size, seed)
             steady = [step for step in run_batch(engine, prompts, params).steps if step.steady]
-            case = f"{model_case(engine.engine.info)} batch={batch_size} {name}"
+            case = f"{_case(engine)} batch={batch_size} {name}"
             figures += _overhead_figures(case, steady[WARMUP_STEPS:][:steps])
     return figures
 

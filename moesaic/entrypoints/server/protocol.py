@@ -97,6 +97,16 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _with_token_ids(value: Any) -> Any:
+    """JSON has only texts for keys."""
+    if not isinstance(value, dict):
+        return value
+    wrong = next((key for key in value if not (isinstance(key, str) and key.isdecimal() and key.isascii())), None)
+    if wrong is not None:
+        raise RequestError(f"logit_bias: {wrong!r} is not a token id", "logit_bias")
+    return {int(key): bias for key, bias in value.items()}
+
+
 class GenerationRequest(Strict):
     """What completions and chat have in common. None means: the default of SamplingParams."""
 
@@ -118,7 +128,7 @@ class GenerationRequest(Strict):
     ignore_eos: bool | None = None
     max_tokens: int | None = None
     min_tokens: int | None = None
-    logit_bias: dict[int, float] | None = None
+    logit_bias: Annotated[dict[int, float] | None, BeforeValidator(_with_token_ids)] = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
