@@ -31,7 +31,9 @@ def spec(**config):
 def test_defaults_of_missing_keys_are_the_config_class_own():
     mixtral = spec(model_type="mixtral", num_local_experts=4).layers[0]
     assert (mixtral.attention.num_kv_heads, mixtral.attention.rope.theta) == (8, 1e6)
-    assert spec(model_type="mixtral", num_local_experts=4, num_key_value_heads=None).layers[0].attention.num_kv_heads == 8
+    assert (
+        spec(model_type="mixtral", num_local_experts=4, num_key_value_heads=None).layers[0].attention.num_kv_heads == 8
+    )
     assert spec_of(QWEN3)[1].layers[0].attention.num_kv_heads == 4
     assert spec(model_type="olmoe", num_experts=8, num_experts_per_tok=2).layers[0].attention.num_kv_heads == 8
 

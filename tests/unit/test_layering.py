@@ -61,16 +61,35 @@ def test_every_package_has_its_place():
     assert found <= set(ORDER)
 
 
+def words_of_code(path):
+    """(line, text) of every name and string that a file's code consists of: comments and docstrings are prose."""
+    tree = ast.parse(path.read_text())
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and ast.get_docstring(node) is not None
+    }
+    for node in ast.walk(tree):
+        for field in ("id", "attr", "name", "arg", "module", "value"):
+            text = getattr(node, field, None)
+            if isinstance(text, str) and id(node) not in docstrings:
+                yield node.lineno, text
+
+
 def test_no_architecture_is_named_outside_its_file():
     names = {}
     for arch in ARCHS:
         names[arch.stem] = arch
         names[re.search(r'ARCHITECTURE = "(\w+)"', arch.read_text()).group(1)] = arch
     word = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(map(re.escape, names))})(?![A-Za-z0-9])")
-    wrong = []
-    for path in [*SOURCES, *ARCHS, *sorted((PACKAGE.parent / "csrc").glob("*"))]:
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            wrong += [f"{path}:{number}: {m}" for m in word.findall(line) if names[m] != path]
+    wrong = [
+        f"{path}:{line}: {name}"
+        for path in [*SOURCES, *ARCHS]
+        for line, text in words_of_code(path)
+        for name in word.findall(text)
+        if names[name] != path
+    ]
     assert not wrong
 
 

@@ -1,0 +1,161 @@
+"""Rules read in both directions, and the plan accounts for every name, reporting all misses together."""
+
+import pytest
+
+from moesaic.core.errors import CheckpointError
+from moesaic.models.archs import granitemoe, mixtral
+from moesaic.weights.plan import MAX_LISTED, Copy, plan_load
+from moesaic.weights.rules import RuleBook, experts, fused_experts, ignore, numberless, rename, tied, whole_shape
+
+H, I, E, LAYERS = 8, 6, 3, 2  # noqa: E741
+RULES = [
+    rename("model.embed.weight", "embed.weight"),
+    rename("lm_head.weight", "lm_head.weight"),
+    tied("lm_head.weight", "embed.weight"),
+    rename("model.layers.{l}.attn.{n}.{p}", "layers.{l}.attention.{n}.{p}"),
+    *experts("model.layers.{l}.moe.experts.{e}", gate="w1", up="w3", down="w2"),
+    *fused_experts("model.layers.{l}.moe.gate_up", "model.layers.{l}.moe.down"),
+    ignore("model.layers.{l}.inv_freq", "computed here"),
+]
+
+
+def parameters():
+    shapes = {"embed.weight": (20, H), "lm_head.weight": (20, H)}
+    for layer in range(LAYERS):
+        shapes[f"layers.{layer}.attention.q.weight"] = (H, H)
+        for e in range(E):
+            for name, shape in (("gate", (I, H)), ("up", (I, H)), ("down", (H, I))):
+                shapes[f"layers.{layer}.mlp.experts.{e}.{name}.weight"] = shape
+    return shapes
+
+
+def per_expert_tensors():
+    tensors = {"model.embed.weight": (20, H), "lm_head.weight": (20, H)}
+    for layer in range(LAYERS):
+        tensors[f"model.layers.{layer}.attn.q.weight"] = (H, H)
+        for e in range(E):
+            for name, shape in (("w1", (I, H)), ("w3", (I, H)), ("w2", (H, I))):
+                tensors[f"model.layers.{layer}.moe.experts.{e}.{name}.weight"] = shape
+    return tensors
+
+
+def plan(tensors, shapes=None):
+    return plan_load(shapes or parameters(), RULES, tensors, "folder")
+
+
+def misses(tensors, shapes=None):
+    with pytest.raises(CheckpointError) as e:
+        plan(tensors, shapes)
+    return str(e.value)
+
+
+def test_rules_say_where_a_parameter_lies():
+    book = RuleBook(RULES)
+    assert book.locate("layers.1.mlp.experts.2.up.weight", (I, H)) == [
+        ("model.layers.1.moe.experts.2.w3.weight", ()),
+        ("model.layers.1.moe.gate_up", (2, slice(I, 2 * I))),
+    ]
+    assert book.locate("layers.1.mlp.experts.2.down.weight", (H, I))[1] == ("model.layers.1.moe.down", (2,))
+    assert book.locate("layers.0.attention.q.bias", (H,)) == [("model.layers.0.attn.q.bias", ())]
+    assert book.locate("nothing.like.it", (H,)) == []
+
+
+def test_families_share_canonical_names():
+    name, shape = "layers.7.mlp.experts.11.gate.weight", (I, H)
+    assert RuleBook(mixtral.RULES).locate(name, shape) == [
+        ("model.layers.7.block_sparse_moe.experts.11.w1.weight", ()),
+        ("model.layers.7.mlp.experts.gate_up_proj", (11, slice(0, I))),
+    ]
+    assert ("model.layers.7.block_sparse_moe.input_linear.weight", (11, slice(0, I))) in RuleBook(
+        granitemoe.RULES
+    ).locate(name, shape)
+
+
+def test_whole_shape_is_what_the_parts_cover():
+    assert whole_shape([((), (3, 4))]) == (3, 4)
+    assert whole_shape([((0, slice(0, 6)), (6, 8)), ((2, slice(6, 12)), (6, 8))]) == (3, 12, 8)
+    assert whole_shape([((e,), (8, 6)) for e in range(5)]) == (5, 8, 6)
+
+
+def test_numberless():
+    assert numberless("layers.12.mlp.experts.3.w1.weight") == "layers.#.mlp.experts.#.w1.weight"
+
+
+def test_a_checkpoint_that_fits_fills_everything_once():
+    copies = plan(per_expert_tensors()).copies
+    assert sorted(c.target for c in copies) == sorted(parameters())
+    assert {c.source for c in copies} == set(per_expert_tensors())
+
+
+def test_a_fused_checkpoint_fits_too():
+    tensors = {n: s for n, s in per_expert_tensors().items() if ".experts." not in n}
+    for layer in range(LAYERS):
+        tensors[f"model.layers.{layer}.moe.gate_up"] = (E, 2 * I, H)
+        tensors[f"model.layers.{layer}.moe.down"] = (E, H, I)
+    copies = plan(tensors).copies
+    assert sorted(c.target for c in copies) == sorted(parameters())
+    assert Copy("model.layers.1.moe.gate_up", (2, slice(I, 2 * I)), "layers.1.mlp.experts.2.up.weight") in copies
+
+
+def test_ignored_tensors_may_be_there():
+    plan({**per_expert_tensors(), "model.layers.0.inv_freq": (4,)})
+    assert "model.layers.x.inv_freq" in misses({**per_expert_tensors(), "model.layers.x.inv_freq": (4,)})
+
+
+def test_a_tied_copy_is_checked_where_it_is_there():
+    shapes = {name: shape for name, shape in parameters().items() if name != "lm_head.weight"}
+    assert plan(per_expert_tensors(), shapes).checks == [Copy("lm_head.weight", (), "embed.weight")]
+    without = {name: shape for name, shape in per_expert_tensors().items() if name != "lm_head.weight"}
+    assert plan(without, shapes).checks == []
+    assert "lm_head.weight: is [21, 8]" in misses({**without, "lm_head.weight": (21, H)}, shapes)
+
+
+def test_all_misses_are_reported_together_with_their_nearest():
+    tensors = per_expert_tensors()
+    tensors["model.layers.0.attn.q_proj.weight"] = tensors.pop("model.layers.0.attn.q.weight")
+    tensors["model.layers.1.attn.q.weight"] = (H, H + 1)
+    tensors["totally.different"] = (1,)
+    tensors["model.layers.0.moe.gate_up"] = (E, 2 * I, H)
+    del tensors["lm_head.weight"]
+    message = misses(tensors)
+    assert "2 missing" in message and "2 superfluous" in message and "1 of the wrong shape" in message
+    assert (
+        "layers.0.attention.q.weight: expected as model.layers.0.attn.q.weight "
+        "(nearest: model.layers.0.attn.q_proj.weight)" in message
+    )
+    assert "lm_head.weight: expected as lm_head.weight" in message
+    assert (
+        "model.layers.0.attn.q_proj.weight: shape [8, 8] (nearest: model.layers.0.attn.q.weight)" in message
+    )
+    assert "totally.different: shape [1]\n" in message
+    assert "model.layers.1.attn.q.weight: is [8, 9], the config asks for [8, 8]" in message
+    assert f"{2 * E} filled twice" in message
+    assert "from model.layers.0.moe.experts.0.w1.weight and from model.layers.0.moe.gate_up" in message
+
+
+def test_names_that_differ_in_numbers_share_a_line():
+    tensors = {name: shape for name, shape in per_expert_tensors().items() if ".w3." not in name}
+    message = misses(tensors)
+    assert f"{LAYERS * E} missing" in message
+    assert message.count("up.weight: expected as") == 1
+    assert f"[and {LAYERS * E - 1} more like it]" in message
+
+
+def test_a_long_list_is_cut():
+    extra = {f"odd_{chr(97 + i)}.weight": (1,) for i in range(MAX_LISTED + 6)}
+    message = misses({**per_expert_tensors(), **extra})
+    assert f"{MAX_LISTED + 6} superfluous" in message and "... and 6 more kinds of names" in message
+
+
+def test_a_wrong_number_of_experts_in_a_fused_tensor_shows():
+    tensors = {n: s for n, s in per_expert_tensors().items() if ".experts." not in n}
+    for layer in range(LAYERS):
+        tensors[f"model.layers.{layer}.moe.gate_up"] = (E + 1, 2 * I, H)
+        tensors[f"model.layers.{layer}.moe.down"] = (E, H, I)
+    assert f"is [{E + 1}, {2 * I}, {H}], the config asks for [{E}, {2 * I}, {H}]" in misses(tensors)
+
+
+def test_a_parameter_that_no_rule_knows():
+    assert "new.weight: expected as no rule says where from" in misses(
+        per_expert_tensors(), {**parameters(), "new.weight": (1,)}
+    )
