@@ -85,6 +85,8 @@ class Frontend:
         self._check_tokens(token_ids)
         max_tokens = self._max_tokens(len(token_ids), params)
         self._check_vocabulary(params)
+        if not isinstance(priority, int) or not -(2**31) <= priority < 2**31:
+            raise RequestError(f"priority must be a whole number of 32 bits, got {priority!r}", "priority")
         eos = [] if params.ignore_eos else self.info.eos_token_ids
         request = EngineRequest(
             request_id=request_id,
@@ -114,9 +116,10 @@ class Frontend:
             if self.tokenizer is None:
                 raise RequestError("the engine runs without a tokenizer: give prompt_token_ids", "prompt")
             return prompt, self.tokenizer.encode(prompt)
-        if not isinstance(prompt, Seq) or not all(type(t) is int for t in prompt):
+        token_ids = prompt.tolist() if hasattr(prompt, "tolist") else prompt  # an array or a tensor
+        if not isinstance(token_ids, Seq) or not all(type(t) is int for t in token_ids):
             raise RequestError("a prompt must be text or a list of token ids", "prompt")
-        return None, list(prompt)
+        return None, list(token_ids)
 
     def _check_tokens(self, token_ids: list[int]) -> None:
         if not token_ids:

@@ -32,6 +32,7 @@ def main() -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     socket = zmq.Context().socket(zmq.PAIR)
     socket.setsockopt(zmq.LINGER, 2000)
+    socket.setsockopt(zmq.SNDHWM, 0)  # a slow front end must not hold up a step
     socket.connect(sys.argv[1])
     try:
         from moesaic.engine.engine import Engine

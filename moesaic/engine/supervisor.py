@@ -43,6 +43,7 @@ class EngineProcess:
         self._folder = tempfile.mkdtemp(prefix="moesaic-")
         self._socket: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.PAIR)
         self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.SNDHWM, 0)  # neither side may wait for the other to take messages in
         self._process: asyncio.subprocess.Process | None = None
 
     @classmethod

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from moesaic.core.errors import ConfigError, RequestError
 from moesaic.core.log import get_logger
 
 logger = get_logger(__name__)
+_FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")  # a byte that has no other token, in SentencePiece's spelling
 CONVERT = (
     "import sys; from transformers import AutoTokenizer; "
     "AutoTokenizer.from_pretrained(sys.argv[1], use_fast=True).save_pretrained(sys.argv[2])"
@@ -67,8 +69,10 @@ class Tokenizer:
         return self.decode([token_id], skip_special_tokens=False)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of one token: exact for byte-level vocabularies, else those of its text."""
+        """The bytes of one token: exact for byte-level vocabularies and byte fallbacks, else those of its text."""
         token = self._backend.id_to_token(token_id)
+        if token is not None and (byte := _FALLBACK.fullmatch(token)):
+            return bytes.fromhex(byte[1])
         if token is not None and self._is_byte_level and all(c in _BYTE_OF for c in token):
             return bytes(_BYTE_OF[c] for c in token)
         return self.token_text(token_id).encode()

@@ -275,6 +275,6 @@ def _introduce(seq: Sequence) -> NewSequence:
         prompt_len=seq.prompt_len,
         params=request.params,
         stop_token_ids=request.stop_token_ids,
-        seed=request.seed + seq.index,
+        seed=(request.seed + seq.index) % 2**64,
         prompt_logprobs=request.params.prompt_logprobs if seq.index == 0 else None,
     )

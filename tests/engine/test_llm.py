@@ -25,10 +25,10 @@ def one(llm, prompt="The router of a", **kwargs):
 def test_every_form_of_a_prompt(llm):
     text = "Experts are"
     ids = llm.tokenizer.encode(text)
-    forms = [text, {"prompt": text}, ids, {"prompt_token_ids": ids}]
+    forms = [text, {"prompt": text}, ids, {"prompt_token_ids": ids}, {"prompt_token_ids": torch.tensor(ids)}]
     outputs = llm.generate(forms, GREEDY, use_tqdm=False)
     assert len({tuple(o.outputs[0].token_ids) for o in outputs}) == 1
-    assert [o.prompt for o in outputs] == [text, text, None, None]
+    assert [o.prompt for o in outputs] == [text, text, None, None, None]
     assert all(o.prompt_token_ids == ids and o.finished for o in outputs)
     assert llm.generate(text, GREEDY, use_tqdm=False)[0].text == outputs[0].text
     assert llm.tokenizer.decode(outputs[0].outputs[0].token_ids) == outputs[0].text
