@@ -45,8 +45,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 @cache
 def _scalar(value: float, device: torch.device) -> Tensor:
     """A number as a tensor, made once."""
-    with torch.inference_mode(False):
-        return torch.tensor(value, device=device)
+    return torch.tensor(value, device=device)
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -67,6 +67,7 @@ class Attention(Layer):
         return query_key, value
 
     def named_views(self) -> NamedViews:
+        """Queries, keys and values by their own names: that they are one product is no one else's business."""
         for name, view in super().named_views():
             yield name.removeprefix("qkv."), view
 

@@ -23,5 +23,6 @@ class MLP(Layer):
         return out
 
     def named_views(self) -> NamedViews:
+        """Gate and up by their own names."""
         for name, view in super().named_views():
             yield name.removeprefix("gate_up."), view

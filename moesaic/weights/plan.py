@@ -6,7 +6,7 @@ reported together. Torch-free.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from moesaic.core.errors import CheckpointError, nearest
 from moesaic.weights.rules import AnyRule, Index, RuleBook, Shape, numberless, whole_shape
@@ -31,27 +31,6 @@ class LoadPlan:
     checks: list[Copy]
 
 
-@dataclass
-class _Misses:
-    """What does not add up, by kind: name -> what to say about it."""
-
-    missing: dict[str, str] = field(default_factory=dict)
-    superfluous: dict[str, str] = field(default_factory=dict)
-    misshaped: dict[str, str] = field(default_factory=dict)
-    twice: dict[str, str] = field(default_factory=dict)
-
-    def raise_if_any(self, where: str) -> None:
-        kinds = {
-            "missing (no tensor fills this parameter)": self.missing,
-            "superfluous (no parameter takes this tensor)": self.superfluous,
-            "of the wrong shape": self.misshaped,
-            "filled twice": self.twice,
-        }
-        lines = [line for kind, misses in kinds.items() for line in _section(kind, misses)]
-        if lines:
-            raise CheckpointError(f"the checkpoint in {where} does not fit the model:\n" + "\n".join(lines))
-
-
 def plan_load(
     parameters: Mapping[str, Shape], rules: Iterable[AnyRule], tensors: Mapping[str, Shape], where: str
 ) -> LoadPlan:
@@ -62,76 +41,87 @@ def plan_load(
     """
     book = RuleBook(rules)
     places = {name: book.locate(name, shape) for name, shape in parameters.items()}
-    wanted: dict[str, list[tuple[str, Index]]] = defaultdict(list)  # tensor -> parameters in it
-    for name, found in places.items():
-        for source, index in found:
-            wanted[source].append((name, index))
+    expected = _expected_shapes(parameters, places)
+    surplus = {name for name in tensors if name not in expected and not book.ignored(name)}
+    checks = [Copy(name, (), book.ties[name]) for name in sorted(surplus & book.ties.keys())]
+    expected |= {check.source: parameters[check.target] for check in checks}
+    found = {
+        name: [Copy(source, index, name) for source, index in options if source in tensors]
+        for name, options in places.items()
+    }
+    missing = [name for name, copies in found.items() if not copies]
+    superfluous = sorted(surplus - book.ties.keys())
+    misshaped = [name for name in tensors if name in expected and tensors[name] != expected[name]]
+    twice = [name for name, copies in found.items() if len(copies) > 1]
+    if not (missing or superfluous or misshaped or twice):
+        return LoadPlan([copies[0] for copies in found.values()], checks)
 
-    misses = _Misses()
-    unclaimed = {t for t in tensors if t not in wanted and not book.ignored(t)}
-    checks = [Copy(t, (), book.ties[t]) for t in sorted(unclaimed & book.ties.keys())]
-    unclaimed -= book.ties.keys()
-    for check in checks:
-        if tensors[check.source] != parameters[check.target]:
-            misses.misshaped[check.source] = _shapes(tensors[check.source], parameters[check.target])
-    for source in wanted.keys() & tensors.keys():
-        expected = whole_shape([(index, parameters[name]) for name, index in wanted[source]])
-        if tensors[source] != expected:
-            misses.misshaped[source] = _shapes(tensors[source], expected)
+    near_surplus = _NearestNames(superfluous)
+    near_absent = _NearestNames(source for name in missing for source, _ in places[name])
 
-    copies = []
-    nearest_unclaimed = _nearest_finder(unclaimed)
-    for name, found in places.items():
-        present = [Copy(source, index, name) for source, index in found if source in tensors]
-        if len(present) > 1:
-            misses.twice[name] = "from " + " and from ".join(copy.source for copy in present)
-        elif not present:
-            expected_names = " or ".join(source for source, _ in found) or "no rule says where from"
-            misses.missing[name] = f"expected as {expected_names}{nearest_unclaimed([s for s, _ in found])}"
-        copies += present[:1]
-    absent = {source for name in misses.missing for source, _ in places[name]}
-    nearest_wanted = _nearest_finder(absent or set(wanted))
-    for tensor in sorted(unclaimed):
-        misses.superfluous[tensor] = f"shape {list(tensors[tensor])}{nearest_wanted([tensor])}"
-    misses.raise_if_any(where)
-    return LoadPlan(copies, checks)
+    def say_missing(name: str) -> str:
+        sources = [source for source, _ in places[name]]
+        return f"expected as {' or '.join(sources) or 'no rule says where from'}{near_surplus.hint(sources)}"
+
+    lines = [
+        *_section("missing (no tensor fills this parameter)", missing, say_missing),
+        *_section(
+            "superfluous (no parameter takes this tensor)",
+            superfluous,
+            lambda name: f"shape {list(tensors[name])}{near_absent.hint([name])}",
+        ),
+        *_section(
+            "of the wrong shape",
+            misshaped,
+            lambda name: f"is {list(tensors[name])}, the config asks for {list(expected[name])}",
+        ),
+        *_section(
+            "filled twice", twice, lambda name: "from " + " and from ".join(copy.source for copy in found[name])
+        ),
+    ]
+    raise CheckpointError(f"the checkpoint in {where} does not fit the model:\n" + "\n".join(lines))
 
 
-def _shapes(actual: Shape, expected: Shape) -> str:
-    return f"is {list(actual)}, the config asks for {list(expected)}"
+def _expected_shapes(
+    parameters: Mapping[str, Shape], places: Mapping[str, list[tuple[str, Index]]]
+) -> dict[str, Shape]:
+    """The shape of every tensor that some parameter may lie in, from the parameters in it."""
+    parts: dict[str, list[tuple[Index, Shape]]] = defaultdict(list)
+    for name, options in places.items():
+        for source, index in options:
+            parts[source].append((index, parameters[name]))
+    return {source: whole_shape(found) for source, found in parts.items()}
 
 
-def _nearest_finder(candidates: set[str]) -> Callable[[list[str]], str]:
-    """A function that words the nearest candidate of a name. Names are compared without their numbers, so that
-    thousands of them cost no more than a few; then the one with the name's own numbers is preferred."""
-    by_pattern: dict[str, list[str]] = defaultdict(list)
-    for candidate in sorted(candidates):
-        by_pattern[numberless(candidate)].append(candidate)
-    close: dict[str, list[str]] = {}
+class _NearestNames:
+    """Finds what a name may have been meant for. Names are first compared without their numbers, so that thousands
+    cost no more than a few; among those that match, the one closest in its numbers too is named."""
 
-    def find(names: list[str]) -> str:
+    def __init__(self, candidates: Iterable[str]) -> None:
+        self._by_pattern: dict[str, list[str]] = defaultdict(list)
+        for candidate in sorted(set(candidates)):
+            self._by_pattern[numberless(candidate)].append(candidate)
+
+    def hint(self, names: list[str]) -> str:
+        """` (nearest: ...)` for the first of `names` that has a near candidate, else nothing."""
         for name in names:
-            pattern = numberless(name)
-            if pattern not in close:
-                close[pattern] = nearest(pattern, by_pattern)
-            if close[pattern]:
-                return f" (nearest: {(nearest(name, by_pattern[close[pattern][0]][:200]) or [''])[0]})"
+            for pattern in nearest(numberless(name), self._by_pattern):
+                close = nearest(name, self._by_pattern[pattern]) or self._by_pattern[pattern]
+                return f" (nearest: {close[0]})"
         return ""
 
-    return find
 
-
-def _section(kind: str, misses: Mapping[str, str]) -> list[str]:
+def _section(kind: str, names: list[str], say: Callable[[str], str]) -> list[str]:
     """One kind of miss as lines: names that differ in numbers alone share one, and only the first groups are listed."""
-    if not misses:
+    if not names:
         return []
     groups: dict[str, list[str]] = defaultdict(list)
-    for name in misses:
+    for name in names:
         groups[numberless(name)].append(name)
-    lines = [f"{len(misses)} {kind}:"]
-    for names in list(groups.values())[:MAX_LISTED]:
-        more = f"  [and {len(names) - 1} more like it]" if len(names) > 1 else ""
-        lines.append(f"  {names[0]}: {misses[names[0]]}{more}")
+    lines = [f"{len(names)} {kind}:"]
+    for group in list(groups.values())[:MAX_LISTED]:
+        more = f"  [and {len(group) - 1} more like it]" if len(group) > 1 else ""
+        lines.append(f"  {group[0]}: {say(group[0])}{more}")
     if len(groups) > MAX_LISTED:
         lines.append(f"  ... and {len(groups) - MAX_LISTED} more kinds of names")
     return lines
