@@ -21,7 +21,8 @@ from moesaic.engine.tokenizer import Tokenizer
 EOS = 256
 MAX_MODEL_LEN = 200
 TEMPLATE = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
 
@@ -125,9 +126,13 @@ class FakeEngine:
     def _update(self, request: EngineRequest, index: int, step: int) -> SequenceUpdate:
         text = self.script.format(j=index).encode()
         token = _BYTE_IDS[text[step]] if step < len(text) else EOS
-        update = SequenceUpdate(request.request_id, index, [token], num_cached=min(16, len(request.prompt_token_ids) - 1))
+        update = SequenceUpdate(
+            request.request_id, index, [token], num_cached=min(16, len(request.prompt_token_ids) - 1)
+        )
         if self.fails_after is not None and step >= self.fails_after:
-            return SequenceUpdate(request.request_id, index, [], finish_reason="error", error="the model's logits are NaN")
+            return SequenceUpdate(
+                request.request_id, index, [], finish_reason="error", error="the model's logits are NaN"
+            )
         if token == EOS:
             update.finish_reason = "stop"
         elif step + 1 == request.max_tokens:

@@ -42,7 +42,11 @@ def test_template_and_roles(client, engine):
     messages = [
         {"role": "system", "content": "be kind"},
         {"role": "developer", "content": "be short"},
-        {"role": "user", "content": [{"type": "text", "text": "two"}, {"type": "text", "text": "parts"}], "name": "ann"},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "two"}, {"type": "text", "text": "parts"}],
+            "name": "ann",
+        },
         {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}], "refusal": None, "annotations": []},
         {"role": "tool", "content": "5", "tool_call_id": "1"},
     ]

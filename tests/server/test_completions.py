@@ -49,7 +49,12 @@ def test_default_max_tokens_is_16(client):
 
 def test_every_form_of_prompt(client, engine, tokenizer):
     ids = tokenizer.encode("hi")
-    for prompt, expected in ((["hi"], [ids]), (ids, [ids]), ([ids, ids[:1]], [ids, ids[:1]]), (["hi", "h"], [ids, ids[:1]])):
+    for prompt, expected in (
+        (["hi"], [ids]),
+        (ids, [ids]),
+        ([ids, ids[:1]], [ids, ids[:1]]),
+        (["hi", "h"], [ids, ids[:1]]),
+    ):
         engine.requests.clear()
         reply = complete(client, prompt=prompt, max_tokens=2)
         assert [r.prompt_token_ids for r in engine.requests] == expected

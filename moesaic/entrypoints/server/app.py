@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def create_app(engine: "AsyncEngine", settings: ServerArgs) -> FastAPI:
     """The application. Whoever started the engine shuts it down."""
     # FastAPI's own documentation pages load their scripts from elsewhere; the schema itself stays
-    app = FastAPI(title="moesaic", version=__version__, docs_url=None, redoc_url=None, root_path=settings.root_path)
+    app = FastAPI(title="moesaic", version=__version__, docs_url=None, redoc_url=None)
     app.state.engine = engine
     for part in (status, completions, chat):
         app.include_router(part.router)

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from moesaic.core.log import get_logger
 from moesaic.entrypoints.server.errors import ApiError, error_response
 
-logger = get_logger(__name__)
+logger = get_logger("moesaic.server")  # of every line a request leaves
 ID_HEADER = "X-Request-Id"
 MAX_ID_LENGTH = 128
 

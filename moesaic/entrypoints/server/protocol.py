@@ -101,7 +101,7 @@ def _with_token_ids(value: Any) -> Any:
     """JSON has only texts for keys."""
     if not isinstance(value, dict):
         return value
-    wrong = next((key for key in value if not (isinstance(key, str) and key.isdecimal() and key.isascii())), None)
+    wrong = next((key for key in value if not (isinstance(key, str) and key.isdecimal() and len(key) < 16)), None)
     if wrong is not None:
         raise RequestError(f"logit_bias: {wrong!r} is not a token id", "logit_bias")
     return {int(key): bias for key, bias in value.items()}

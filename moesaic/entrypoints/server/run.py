@@ -52,20 +52,25 @@ async def _serve(engine_args: EngineArgs, settings: ServerArgs, sock: socket.soc
         return 0
     try:
         _listen(sock, settings)
-        server = _Server(uvicorn.Config(
-            create_app(engine, settings),
-            lifespan="off",
-            ws="none",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=int(settings.grace_seconds + CANCEL_SECONDS),
-        ))  # fmt: skip
+        server = _Server(_uvicorn_config(engine, settings))
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         show_ready(engine.info, settings, sock, perf_counter() - started)
         return await _until_over(engine, server, serving, stop, settings.grace_seconds)
     finally:
         await engine.shutdown()
+
+
+def _uvicorn_config(engine: AsyncEngine, settings: ServerArgs) -> uvicorn.Config:
+    return uvicorn.Config(
+        create_app(engine, settings),
+        root_path=settings.root_path,
+        lifespan="off",  # the engine was started before, where its errors can be told in a line
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.grace_seconds + CANCEL_SECONDS),
+    )
 
 
 class _Server(uvicorn.Server):
