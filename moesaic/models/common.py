@@ -146,7 +146,8 @@ def gqa(
         bias: of all four projections.
     """
     heads = c.require(int, "num_attention_heads")
-    kv_heads = c.read(int | None, "num_key_value_heads", absent=num_kv_heads) or heads
+    kv_heads = c.read(int | None, "num_key_value_heads", absent=num_kv_heads)
+    kv_heads = heads if kv_heads is None else kv_heads
     if kv_heads < 1 or heads % kv_heads:
         raise c.error("num_key_value_heads", f"must divide num_attention_heads = {heads}")
     hidden = c.require(int, "hidden_size")

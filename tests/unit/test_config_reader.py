@@ -89,6 +89,7 @@ def test_all_untouched_keys_are_refused_together():
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config (method fp8)"),
         ({"is_encoder_decoder": True}, "is_encoder_decoder = true"),
         ({"num_key_value_heads": 3}, "num_key_value_heads = 3: must divide num_attention_heads = 4"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads = 0: must divide"),
         ({"num_attention_heads": 5}, "must divide hidden_size = 32"),
         ({"num_hidden_layers": 0}, "no layers"),
         ({"vocab_size": -1}, "vocab_size must be at least 1"),
