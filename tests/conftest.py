@@ -11,6 +11,14 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 EMBEDDED = Path(__file__).parent.parent / "moesaic" / "embedded" / "moe-model"
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """The models are tiny, and threads would only wait for each other; an engine may set its own number."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory):
     """A function: family and overrides in, folder of a tiny random checkpoint out, made once a session."""
