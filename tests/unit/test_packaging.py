@@ -34,7 +34,10 @@ def test_at_most_fifty_packages():
 
 def test_the_reference_page_is_up_to_date():
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools" / "make_reference.py"), "--check"], capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "tools" / "make_reference.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
