@@ -2,8 +2,8 @@
 
 import json
 
-from moesaic.entrypoints.bench.offline import random_prompts
 from moesaic.entrypoints.bench.report import Figure, report
+from moesaic.entrypoints.bench.workload import random_prompts
 
 KEYS = ["bench", "case", "metric", "value", "unit", "baseline", "ratio", "runs"]
 

@@ -46,11 +46,13 @@ class BatchRun:
     """One batch of requests from its arrival to its last token; times in seconds.
 
     Attributes:
-        first_token: one entry a request, from the batch's arrival.
+        first_token: one entry a request, in order, from the batch's arrival.
+        token_ids: what each request was answered.
     """
 
     seconds: float = 0.0
-    first_token: dict[str, float] = field(default_factory=dict)
+    first_token: list[float] = field(default_factory=list)
+    token_ids: list[list[int]] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
 
 
@@ -61,11 +63,14 @@ def run_batch(engine: LLMEngine, prompts: Sequence[list[int]], params: SamplingP
         MoesaicError: a request failed, so that the times mean nothing.
     """
     run = BatchRun()
+    first_token: dict[str, float] = {}
+    answers: dict[str, list[int]] = {}
     start = perf_counter()
-    for i, prompt in enumerate(prompts):
-        engine.add_request(f"bench-{i}", prompt, params)
+    ids = [f"bench-{i}" for i in range(len(prompts))]
+    for request_id, prompt in zip(ids, prompts, strict=True):
+        engine.add_request(request_id, prompt, params)
     while engine.has_unfinished_requests():
-        all_began = len(run.first_token) == len(prompts)
+        all_began = len(first_token) == len(ids)
         step_seconds, forward_seconds, computed = _clocks(engine)
         before = perf_counter()
         outputs = engine.step()
@@ -73,11 +78,14 @@ def run_batch(engine: LLMEngine, prompts: Sequence[list[int]], params: SamplingP
         after = _clocks(engine)
         _check(outputs)
         for output in outputs:
-            run.first_token.setdefault(output.request_id, now - start)
-        decoded = all_began and after[2] - computed == len(prompts)
-        steady = decoded and len(outputs) == len(prompts) and not any(output.finished for output in outputs)
+            first_token.setdefault(output.request_id, now - start)
+            answers[output.request_id] = output.outputs[0].token_ids
+        decoded = all_began and after[2] - computed == len(ids)
+        steady = decoded and len(outputs) == len(ids) and not any(output.finished for output in outputs)
         run.steps.append(Step(now - before, after[0] - step_seconds, after[1] - forward_seconds, steady))
     run.seconds = perf_counter() - start
+    run.first_token = [first_token[request_id] for request_id in ids]
+    run.token_ids = [answers[request_id] for request_id in ids]
     return run
 
 
@@ -113,7 +121,7 @@ def latency(
     steady = [[step.whole for step in run.steps if step.steady] for run in counted]
     measured = {
         ("run", "s"): [run.seconds for run in counted],
-        ("time_to_first_token", "ms"): [median(run.first_token.values()) * MS for run in counted],
+        ("time_to_first_token", "ms"): [median(run.first_token) * MS for run in counted],
         ("decode_step", "ms"): [mean(steps) * MS for steps in steady if steps],
         ("generated_tokens", "tokens/s"): [batch_size * output_len / run.seconds for run in counted],
     }

@@ -1,0 +1,107 @@
+"""`python -m benchmarks.peers`: moesaic and other engines on the same work, alternating. See benchmarks/README.md."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from benchmarks.peers.compare import Case, compare
+from benchmarks.peers.process import Peer, PeerError
+from benchmarks.peers.protocol import Load
+from moesaic.engine.args import EMBEDDED_MODEL
+from moesaic.engine.resolve import find_model, physical_cores
+from moesaic.entrypoints.bench.report import report
+from moesaic.entrypoints.bench.workload import model_case
+
+OURS = "moesaic"
+OTHERS = ("transformers", "vllm", "llama_cpp")
+
+
+def say(text: str) -> None:
+    """Remarks go to stderr: stdout holds figures."""
+    click.echo(text, err=True)
+
+
+@click.command()
+@click.option(
+    "--model", default=EMBEDDED_MODEL, show_default=True, help="folder of the checkpoint that all engines read"
+)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--threads", type=int, help="CPU threads of each engine; the machine's physical cores by default")
+@click.option(
+    "--peer", "names", type=click.Choice(OTHERS), multiple=True, help="only these; repeatable", default=OTHERS
+)
+@click.option(
+    "--python", "pythons", multiple=True, metavar="PEER=PATH", help="a peer's own Python, where it is installed"
+)
+@click.option("--gguf", type=click.Path(exists=True), help="the same model in the same dtype, for llama.cpp")
+@click.option("--batch-size", "batch_sizes", type=int, multiple=True, default=(1, 8, 32), show_default=True)
+@click.option("--input-len", default=16, show_default=True, help="tokens of the prompts of decode cases")
+@click.option("--output-len", default=64, show_default=True, help="tokens that decode cases generate")
+@click.option(
+    "--prefill-len", default=512, show_default=True, help="tokens of the prefill case's one prompt; 0 for no such case"
+)
+@click.option(
+    "--runs", type=click.IntRange(min=1), default=5, show_default=True, help="runs that count, after one that does not"
+)
+@click.option("--seed", default=0, show_default=True, help="of the prompts")
+@click.option("--json-only", is_flag=True, help="print no table, only the JSON lines")
+def main(
+    model: str,
+    dtype: str,
+    threads: int | None,
+    names: tuple[str, ...],
+    pythons: tuple[str, ...],
+    gguf: str | None,
+    batch_sizes: tuple[int, ...],
+    input_len: int,
+    output_len: int,
+    prefill_len: int,
+    runs: int,
+    seed: int,
+    json_only: bool,
+) -> None:
+    """Run the same batches through moesaic and through every other engine that is installed.
+
+    A figure's value is moesaic's, its baseline the other engine's, its ratio how many times faster moesaic is.
+    """
+    folder = find_model(model)
+    cases = [Case(batch, input_len, output_len) for batch in batch_sizes]
+    cases += [Case(1, prefill_len, 1)] if prefill_len else []
+    load = Load(
+        model=folder,
+        dtype=dtype,
+        threads=threads or physical_cores(),
+        max_len=max(case.input_len + case.output_len for case in cases),
+        max_batch=max(case.batch for case in cases),
+        gguf=gguf and str(Path(gguf).resolve()),
+    )
+    own = dict(item.split("=", 1) for item in pythons)
+    vocab_size = json.loads((Path(folder) / "config.json").read_text())["vocab_size"]
+    peers: list[Peer] = []
+    try:
+        peers.append(Peer(OURS, sys.executable, load))
+        for name in names:
+            try:
+                peers.append(Peer(name, own.get(name, sys.executable), load))
+            except PeerError as error:
+                say(f"{name} skipped: {error}")
+        figures = compare(
+            peers[0],
+            peers[1:],
+            cases,
+            model=f"{model_case(folder, dtype)} threads={load.threads}",
+            vocab_size=vocab_size,
+            runs=runs,
+            seed=seed,
+            say=say,
+        )
+    finally:
+        for peer in peers:
+            peer.stop()
+    report(figures, "moesaic against its peers (baseline: the peer's)", json_only)
+
+
+if __name__ == "__main__":
+    main()

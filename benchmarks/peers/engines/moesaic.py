@@ -1,0 +1,28 @@
+"""moesaic as a peer: LLMEngine, stepped as `moesaic bench` steps it."""
+
+from benchmarks.peers.protocol import Done, Load
+from moesaic import EngineArgs, LLMEngine, SamplingParams, __version__
+from moesaic.entrypoints.bench.offline import run_batch
+
+
+class Engine:
+    """Sized for the work, with nothing switched off."""
+
+    def __init__(self, load: Load) -> None:
+        self.version = f"moesaic-{__version__}"
+        self._engine = LLMEngine.from_engine_args(
+            EngineArgs(
+                model=load.model,
+                dtype=load.dtype,
+                device="cpu",
+                threads=load.threads,
+                max_model_len=load.max_len,
+                max_num_seqs=load.max_batch,
+                skip_tokenizer_init=True,
+            )
+        )
+
+    def run(self, prompts: list[list[int]], output_len: int) -> Done:
+        params = SamplingParams(temperature=0.0, max_tokens=output_len, ignore_eos=True)
+        run = run_batch(self._engine, prompts, params)
+        return Done(seconds=run.seconds, first_token_seconds=max(run.first_token), token_ids=run.token_ids)

@@ -1,0 +1,64 @@
+"""`python -m benchmarks.peers` with real processes, tiny, and the checkpoints that it is meant for."""
+
+import json
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks.make_checkpoint import SHAPES, make
+from benchmarks.peers.__main__ import main
+from benchmarks.peers.process import Peer, PeerError
+from benchmarks.peers.protocol import Load
+from moesaic import LLM, SamplingParams
+
+KEYS = {"bench", "case", "metric", "value", "unit", "baseline", "ratio", "runs"}
+SMALL = {
+    "vocab_size": 400,
+    "hidden_size": 64,
+    "intermediate_size": 32,
+    "moe_intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
+
+
+def test_moesaic_beside_transformers(tiny_model) -> None:
+    sizes = "--batch-size 1 --batch-size 2 --input-len 5 --output-len 4 --prefill-len 8 --runs 2 --threads 1"
+    result = CliRunner().invoke(main, ["--model", tiny_model("qwen3_moe"), "--peer", "transformers", *sizes.split()])
+    assert result.exit_code == 0, result.output
+    table, _, lines = result.stdout.partition('{"bench"')
+    assert "transformers-" in table
+    figures = [json.loads(line) for line in ('{"bench"' + lines).splitlines()]
+    assert len(figures) == 3 * 2
+    for figure in figures:
+        assert set(figure) == KEYS and figure["bench"] == "peers" and figure["runs"] == 2
+        assert "vs transformers-" in figure["case"] and "/" not in figure["case"]
+        if figure["metric"] == "same_tokens":
+            assert figure["value"] == 1.0
+        else:
+            assert figure["value"] > 0 and figure["ratio"] == pytest.approx(
+                figure["value"] / figure["baseline"], rel=1e-4
+            )
+
+
+def test_an_engine_that_is_not_there_says_so() -> None:
+    load = Load(model="m", dtype="float32", threads=1, max_len=8, max_batch=1)
+    with pytest.raises(PeerError, match="No module named 'benchmarks.peers.engines.absent'"):
+        Peer("absent", sys.executable, load)
+
+
+def test_a_process_that_dies_is_quoted() -> None:
+    load = Load(model="m", dtype="float32", threads=1, max_len=8, max_batch=1)
+    with pytest.raises(PeerError, match="ended with status"):
+        Peer("moesaic", "/bin/false", load)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_made_checkpoint_loads_and_runs(shape: str, tmp_path) -> None:
+    overrides = {key: value for key, value in SMALL.items() if key in SHAPES[shape][1]}
+    llm = LLM(str(make(shape, tmp_path / shape, **overrides)), kv_cache_memory="16MiB")
+    (output,) = llm.generate("def f(", SamplingParams(max_tokens=3, ignore_eos=True), use_tqdm=False)
+    assert len(output.outputs[0].token_ids) == 3
