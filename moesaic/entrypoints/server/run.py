@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
+from importlib import import_module
 from time import perf_counter
 
 import uvicorn
@@ -15,13 +16,14 @@ from moesaic.core.errors import ConfigError
 from moesaic.core.log import get_logger, setup_logging
 from moesaic.engine.args import EngineArgs
 from moesaic.engine.async_engine import AsyncEngine
-from moesaic.entrypoints.server.app import create_app
 from moesaic.entrypoints.server.banner import show_ready
 from moesaic.entrypoints.server.settings import ServerArgs
 
 logger = get_logger(__name__)
 BACKLOG = 2048
+APP_MODULE = "moesaic.entrypoints.server.app"  # FastAPI takes its time: imported while the model loads
 DEAD_SECONDS = 3.0  # a server whose engine died answers 503 for so long, for balancers and people to see
+MAX_PORT = 65535
 CANCEL_SECONDS = 5.0  # after the grace: for the last errors to reach their clients
 
 
@@ -47,10 +49,12 @@ async def _serve(engine_args: EngineArgs, settings: ServerArgs, sock: socket.soc
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    importing = asyncio.create_task(asyncio.to_thread(import_module, APP_MODULE))
     engine = await _start(engine_args, stop)
     if engine is None:
         return 0
     try:
+        await importing
         _listen(sock, settings)
         server = _Server(_uvicorn_config(engine, settings))
         serving = asyncio.create_task(server.serve(sockets=[sock]))
@@ -61,6 +65,8 @@ async def _serve(engine_args: EngineArgs, settings: ServerArgs, sock: socket.soc
 
 
 def _uvicorn_config(engine: AsyncEngine, settings: ServerArgs) -> uvicorn.Config:
+    from moesaic.entrypoints.server.app import create_app
+
     return uvicorn.Config(
         create_app(engine, settings),
         root_path=settings.root_path,
@@ -131,17 +137,19 @@ def _listening_socket(settings: ServerArgs) -> Iterator[socket.socket]:
 
 
 def _bind_tcp(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= MAX_PORT:  # the C library would take it modulo 65536
+        raise ConfigError(f"port must be from 0 to {MAX_PORT}, got {port}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         sock = socket.socket(family, kind, protocol)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise ConfigError(f"cannot listen on {host}:{port}: {error}") from error
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         sock.close()
         raise _in_use(host, port, error) from error
     return sock
@@ -172,10 +180,8 @@ def _listen(sock: socket.socket, settings: ServerArgs) -> None:
         raise _in_use(settings.host, settings.port, error) from error
 
 
-def _in_use(host: str, port: int, error: Exception) -> ConfigError:
-    return ConfigError(
-        f"cannot listen on {host}:{port}: {getattr(error, 'strerror', error)}; choose another --port or --host"
-    )
+def _in_use(host: str, port: int, error: OSError) -> ConfigError:
+    return ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port or --host")
 
 
 def _adopt_uvicorn_log() -> None:
