@@ -61,17 +61,19 @@ def test_sigterm_while_loading():
     until(lambda: not alive(engine))
 
 
-def test_sigterm_while_streaming(tmp_path):
+def test_sigterm_while_streaming():
     """A short request ends in its grace, a long one with an error that says why; then nothing is left."""
-    with RealServer("--grace-seconds", "1") as server:
+    with RealServer("--grace-seconds", "3") as server:
         engine = server.engine_pid
         client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
         asked = {"model": "moe-model", "prompt": "x", "stream": True, "extra_body": {"ignore_eos": True}}
-        stream = client.completions.create(**asked, max_tokens=2000)
-        next(stream)
+        short = client.completions.create(**asked, max_tokens=20)
+        long = client.completions.create(**asked, max_tokens=2000, n=4)
+        next(long)
         server.signal(signal.SIGTERM)
+        assert list(short)[-1].choices[0].finish_reason == "length"
         with pytest.raises(openai.APIError, match="shutting down"):
-            for _ in stream:
+            for _ in long:
                 pass
         assert server.wait() == 0, server.log()
         assert "Traceback" not in server.log()
@@ -114,7 +116,7 @@ def test_api_server_module_and_unix_socket(tmp_path):
 
 def test_nothing_of_the_server_imports_torch():
     code = (
-        "import sys, moesaic.entrypoints.server.run, moesaic.entrypoints.cli.serve;"
+        "import sys, moesaic.entrypoints.server.run, moesaic.entrypoints.server.app;"
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'numpy')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
