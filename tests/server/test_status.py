@@ -94,6 +94,8 @@ def test_page_loads_only_from_here(client):
     assert client.get("/dashboard/../app.py").status_code == 404
 
 
-def test_unknown_server_argument():
+def test_bad_server_arguments():
     with pytest.raises(ConfigError, match="'port'"):
         ServerArgs(prot=1)
+    with pytest.raises(ConfigError, match="empty"):
+        ServerArgs(api_key=["one", " "])

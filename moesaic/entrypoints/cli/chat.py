@@ -25,7 +25,13 @@ OFFERED = {name: text for name, text in SAMPLING.items() if name != "n"}
 @options_of(EngineArgs)
 @click.pass_context
 def command(
-    ctx: click.Context, model_path: str | None, url: str | None, api_key: str | None, system: str | None, **values: Any
+    ctx: click.Context,
+    /,
+    model_path: str | None,
+    url: str | None,
+    api_key: str | None,
+    system: str | None,
+    **values: Any,
 ) -> None:
     """Talk with MODEL. On a terminal it is interactive; otherwise each line of standard input is one message."""
     params = build(SamplingParams, {k: v for k, v in values.items() if k in OFFERED})
@@ -111,11 +117,12 @@ def _lines(talk: Talk, interactive: bool) -> Iterator[str]:
     import contextlib
 
     from rich.console import Console
+    from rich.text import Text
 
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (line editing and history for input())
-    console = Console()
-    console.print(f"[bold]{talk.name}[/]  [dim]{HELP}[/]")
+    console = Console(highlight=False)
+    console.print(Text.assemble((talk.name, "bold"), "  ", (HELP, "dim")))
     while True:
         try:
             line = console.input("[bold green]you[/] ")

@@ -103,7 +103,7 @@ class Job:
                     raise ApiError(500, output.error)
                 yield output
 
-    def reply(self, kind: str, choices: list[object]) -> Reply:
+    def reply(self, kind: str, choices: Sequence[object]) -> Reply:
         """A response or chunk around `choices`."""
         info = self.engine.info
         fingerprint = f"moesaic-{info.architecture}-{info.dtype}-{info.device}"
@@ -113,7 +113,7 @@ class Job:
             created=self.created,
             model=info.names[0],
             system_fingerprint=fingerprint,
-            choices=choices,
+            choices=list(choices),
         )
 
 

@@ -38,7 +38,8 @@ def run_server(engine_args: EngineArgs, settings: ServerArgs) -> int:
         MoesaicError: the engine cannot start, in its own words.
     """
     started = perf_counter()
-    os.environ["MOESAIC_LOG_LEVEL"] = settings.log_level  # the engine process inherits it
+    if settings.log_level is not None:
+        os.environ["MOESAIC_LOG_LEVEL"] = settings.log_level  # the engine process inherits it
     setup_logging()
     _adopt_uvicorn_log()
     with _listening_socket(settings) as sock:  # first of all: a port in use shows before the model is loaded

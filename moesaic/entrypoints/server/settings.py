@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 
+from moesaic.core.errors import ConfigError
 from moesaic.core.strict import strict_kwargs
 from moesaic.engine.args import arg
 
@@ -25,9 +26,13 @@ class ServerArgs:
     allowed_origins: list[str] = arg(
         [], "origin whose web pages may call this server (CORS); * for all; repeatable", metavar="ORIGIN"
     )
-    log_level: str = arg("info", "what is logged", choices=LOG_LEVELS)
+    log_level: str | None = arg(None, "what is logged; else MOESAIC_LOG_LEVEL decides, else info", choices=LOG_LEVELS)
     disable_log_requests: bool = arg(False, "do not log a line for each finished request")
     grace_seconds: float = arg(5.0, "how long running requests may go on after a signal to stop")
+
+    def __post_init__(self) -> None:
+        if not all(key.strip() for key in self.api_key):
+            raise ConfigError("api_key must not be empty: such a key would let everybody in")
 
     @property
     def keys(self) -> list[str]:
