@@ -24,7 +24,17 @@ _WHERE = {
     "CompletionOutput": "moesaic.core.outputs",
     "ModelRegistry": "moesaic.models.registry",
 }
-__all__ = [*_WHERE, "__version__"]  # noqa: PLE0604
+__all__ = [
+    "LLM",
+    "AsyncEngine",
+    "CompletionOutput",
+    "EngineArgs",
+    "LLMEngine",
+    "ModelRegistry",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

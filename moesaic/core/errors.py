@@ -25,11 +25,13 @@ class RequestError(MoesaicError, ValueError):
 
     Attributes:
         param: the offending field as the client named it, or None.
+        code: OpenAI's word for the kind of mistake, where it has one.
     """
 
-    def __init__(self, message: str, param: str | None = None) -> None:
+    def __init__(self, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+        self.code = code
 
 
 class EngineDeadError(MoesaicError):

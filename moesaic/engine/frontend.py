@@ -18,6 +18,7 @@ from moesaic.engine.detokenizer import Detokenizer
 from moesaic.engine.tokenizer import Tokenizer
 
 Prompt = str | Seq[int] | dict[str, Any]
+TOO_LONG = "context_length_exceeded"
 PROMPT_KEYS = ("prompt", "prompt_token_ids")
 
 
@@ -139,6 +140,7 @@ class Frontend:
                 f"the prompt has {prompt_len} tokens, but the model takes {limit} (max_model_len), "
                 "at least one of them for output: shorten it",
                 "prompt",
+                TOO_LONG,
             )
         if params.max_tokens is None:
             return limit - prompt_len
@@ -148,6 +150,7 @@ class Frontend:
                 f"{prompt_len + params.max_tokens}, but the model takes {limit} (max_model_len): "
                 f"shorten the prompt, or ask for at most {limit - prompt_len} tokens",
                 "max_tokens",
+                TOO_LONG,
             )
         return params.max_tokens
 

@@ -27,7 +27,8 @@ logger = get_logger(__name__)
 def main() -> int:
     """Load the engine, say so, serve until told to stop. Returns the exit status."""
     setup_logging()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # these reach the whole group; the parent decides
+        signal.signal(number, signal.SIG_IGN)
     args = msgspec.json.decode(sys.stdin.readline(), type=EngineArgs)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     socket = zmq.Context().socket(zmq.PAIR)

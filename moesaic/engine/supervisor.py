@@ -108,9 +108,13 @@ class EngineProcess:
         return message
 
     async def stop(self) -> None:
-        """Ask it to end, wait a little, then make it; leaves nothing behind."""
+        """Ask it to end, wait a little, then make it (at once while it loads: it reads nothing then); leaves nothing
+        behind."""
         process = self._process
-        if process is not None and process.returncode is None:
+        if process is not None and process.returncode is None and not hasattr(self, "info"):
+            process.kill()
+            await process.wait()
+        elif process is not None and process.returncode is None:
             with contextlib.suppress(zmq.ZMQError, TimeoutError):
                 await asyncio.wait_for(self.send(Shutdown()), 1.0)
             try:

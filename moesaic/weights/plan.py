@@ -75,9 +75,7 @@ def plan_load(
             misshaped,
             lambda name: f"is {list(tensors[name])}, the config asks for {list(expected[name])}",
         ),
-        *_section(
-            "filled twice", twice, lambda name: "from " + " and from ".join(copy.source for copy in found[name])
-        ),
+        *_section("filled twice", twice, lambda name: "from " + " and from ".join(copy.source for copy in found[name])),
     ]
     raise CheckpointError(f"the checkpoint in {where} does not fit the model:\n" + "\n".join(lines))
 

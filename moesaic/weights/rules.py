@@ -73,9 +73,7 @@ def rename(source: str, target: str) -> Rule:
     return Rule(source, target)
 
 
-def experts(
-    source: str, gate: str, up: str, down: str, target: str = "layers.{l}.mlp.experts.{e}"
-) -> tuple[Rule, ...]:
+def experts(source: str, gate: str, up: str, down: str, target: str = "layers.{l}.mlp.experts.{e}") -> tuple[Rule, ...]:
     """One tensor for each projection of each expert: `{source}.{gate}.weight`, and so on."""
     names = {"gate": gate, "up": up, "down": down}
     return tuple(Rule(f"{source}.{theirs}.weight", f"{target}.{ours}.weight") for ours, theirs in names.items())

@@ -124,9 +124,7 @@ def test_all_misses_are_reported_together_with_their_nearest():
         "(nearest: model.layers.0.attn.q_proj.weight)" in message
     )
     assert "lm_head.weight: expected as lm_head.weight" in message
-    assert (
-        "model.layers.0.attn.q_proj.weight: shape [8, 8] (nearest: model.layers.0.attn.q.weight)" in message
-    )
+    assert "model.layers.0.attn.q_proj.weight: shape [8, 8] (nearest: model.layers.0.attn.q.weight)" in message
     assert "totally.different: shape [1]\n" in message
     assert "model.layers.1.attn.q.weight: is [8, 9], the config asks for [8, 8]" in message
     assert f"{2 * E} filled twice" in message

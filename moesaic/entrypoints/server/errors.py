@@ -56,7 +56,7 @@ def as_api_error(error: Exception) -> ApiError:
         case ApiError():
             return error
         case RequestError():
-            return ApiError(400, str(error), param=error.param)
+            return ApiError(400, str(error), param=error.param, code=error.code)
         case EngineDeadError():
             return ApiError(503, str(error), code="engine_dead")
         case MoesaicError():

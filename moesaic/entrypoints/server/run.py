@@ -24,6 +24,7 @@ BACKLOG = 2048
 APP_MODULE = "moesaic.entrypoints.server.app"  # FastAPI takes its time: imported while the model loads
 DEAD_SECONDS = 3.0  # a server whose engine died answers 503 for so long, for balancers and people to see
 MAX_PORT = 65535
+NICENESS = 5
 CANCEL_SECONDS = 5.0  # after the grace: for the last errors to reach their clients
 
 
@@ -78,6 +79,12 @@ def _uvicorn_config(engine: AsyncEngine, settings: ServerArgs) -> uvicorn.Config
         server_header=False,
         timeout_graceful_shutdown=int(settings.grace_seconds + CANCEL_SECONDS),
     )
+
+
+def _yield_cores() -> None:
+    """Where cores are few, this process gets them after the engine, whose steps it only reports."""
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
 
 
 class _Server(uvicorn.Server):
