@@ -86,7 +86,7 @@ def test_uniform_draws_are_uniform_in_seed_and_position():
     for values in ([uniform_draw(s, 0) for s in range(10_000)], [uniform_draw(7, p) for p in range(10_000)]):
         counts, _ = np.histogram(values, bins=20, range=(0, 1))
         assert ((counts - 500) ** 2 / 500).sum() < 43.8  # 99.9 % point, 19 degrees of freedom
-        assert 0 <= min(values) and max(values) < 1
+        assert all(0 <= value < 1 for value in values)
 
 
 params_strategy = st.fixed_dictionaries(
