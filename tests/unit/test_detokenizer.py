@@ -1,5 +1,7 @@
 """Incremental text equals the text of all tokens, never shows half a character, and never shows a stop string."""
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,7 +41,7 @@ def test_the_stream_is_the_text(prompt, text):
 def test_any_tokens_give_what_decoding_them_whole_gives(token_ids):
     states, _ = stream(token_ids, skip_special_tokens=False)
     assert states[-1] == TOKENIZER.decode(token_ids, skip_special_tokens=False)
-    for before, after in zip(states, states[1:], strict=False):
+    for before, after in itertools.pairwise(states):
         assert after.startswith(before), "text that was shown changed"
 
 
