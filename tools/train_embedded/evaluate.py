@@ -96,9 +96,13 @@ def score_additions(judge: Judge) -> dict[str, float]:
 
 
 def score_json(judge: Judge, count: int, seed: int) -> dict[str, float]:
-    """Held-out requests: parses, has just the keys asked for, and ends."""
+    """Distinct held-out requests: the answer parses, has just the keys asked for, ends."""
     rng = Random(f"evaluate json {seed}")
-    wanted = [structured.request(rng, held_out=True) for _ in range(count)]
+    distinct: dict[str, tuple[str, str, Any]] = {}
+    while len(distinct) < count:
+        request = structured.request(rng, held_out=True)
+        distinct.setdefault(request[0], request)
+    wanted = list(distinct.values())
     made = judge.answers([judge.chat(user(prompt)) for prompt, _, _ in wanted], 256)
     valid = keys = ended = 0
     for (_, _, reference), (text, stopped) in zip(wanted, made, strict=True):

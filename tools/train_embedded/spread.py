@@ -58,7 +58,7 @@ def draw(shares: dict[str, Tensor], path: Path) -> None:
             for x, expert in enumerate(order):
                 share = row[expert]
                 if share >= 0.005:
-                    colour = "white" if share > 0.45 * top else "#333333"
+                    colour = "white" if share > 0.55 * top else "#333333"
                     axis.text(x, y, f"{100 * share:.0f}", ha="center", va="center", fontsize=8.5, color=colour)
         axis.set_yticks(range(len(domains)), [LABELS[d] for d in domains], fontsize=9.5)
         for label, domain in zip(axis.get_yticklabels(), domains, strict=True):
@@ -75,7 +75,7 @@ def draw(shares: dict[str, Tensor], path: Path) -> None:
     figure.subplots_adjust(left=0.10, right=0.90, top=0.885, bottom=0.035)
     bar_axis = figure.add_axes((0.925, 0.3, 0.014, 0.4))
     bar = figure.colorbar(image, cax=bar_axis, extend="max", ticks=[0, 1 / experts, 0.15, top])
-    bar.ax.set_yticklabels(["0 %", f"even\n{100 / experts:.1f} %", "15 %", f"{100 * top:.0f} %"], fontsize=8.5)
+    bar.ax.set_yticklabels(["0 %", f"even\n1/{experts}", "15 %", f"{100 * top:.0f} %"], fontsize=8.5)
     bar.outline.set_visible(False)
     figure.text(0.10, 0.965, "Where the tokens of each domain go", fontsize=14, weight="bold", color="#222222")
     figure.text(

@@ -27,7 +27,7 @@ from .tokenizer import ASSISTANT, END, USER, save_tokenizer, train_tokenizer
 
 BALANCE = 0.01  # weight of the load-balancing loss
 WARMUP = 100
-DECAY_SHARE = 0.35  # of the steps
+DECAY_SHARE = 0.25  # of the steps
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
