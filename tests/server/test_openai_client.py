@@ -89,10 +89,11 @@ def test_stop(openai_client):
 
 
 def test_seed(openai_client):
-    asked = {"model": MODEL, "prompt": "The", "max_tokens": 16, "temperature": 1.5}
+    asked = {"model": MODEL, "prompt": "The", "max_tokens": 24, "temperature": 2.0}
     texts = [openai_client.completions.create(**asked, seed=7).choices[0].text for _ in range(2)]
     assert texts[0] == texts[1]
-    assert openai_client.completions.create(**asked, seed=8).choices[0].text != texts[0]
+    others = {openai_client.completions.create(**asked, seed=seed).choices[0].text for seed in range(8, 14)}
+    assert others - {texts[0]}
 
 
 def test_vllm_extras(openai_client):
