@@ -4,6 +4,7 @@ It ends when told, when the model cannot be loaded (saying why), or when its par
 """
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -30,7 +31,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # these reach the whole group; the parent decides
         signal.signal(number, signal.SIG_IGN)
     args = msgspec.json.decode(sys.stdin.readline(), type=EngineArgs)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(sys.argv[1],), daemon=True).start()
     socket = zmq.Context().socket(zmq.PAIR)
     socket.setsockopt(zmq.LINGER, 2000)
     socket.setsockopt(zmq.SNDHWM, 0)  # a slow front end must not hold up a step
@@ -51,10 +52,11 @@ def main() -> int:
     return 0
 
 
-def _end_with_parent() -> None:
-    """The parent holds our stdin open; when it ends, however it ends, so do we."""
+def _end_with_parent(address: str) -> None:
+    """The parent holds our stdin open; when it ends, however it ends, so do we, and the folder of its socket."""
     while sys.stdin.buffer.raw.read(1):  # type: ignore[attr-defined]
         pass
+    shutil.rmtree(os.path.dirname(address.removeprefix("ipc://")), ignore_errors=True)
     os._exit(0)
 
 

@@ -112,8 +112,11 @@ asyncio.run(main())
 """
 
 
-def test_the_engine_ends_with_its_parent_and_the_parent_has_no_torch():
-    done = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True, timeout=120, check=True)
+def test_the_engine_ends_with_its_parent_and_the_parent_has_no_torch(tmp_path):
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", PARENT], capture_output=True, text=True, timeout=120, check=True, env=environment
+    )
     pid, torch_imported = done.stdout.split()
     assert torch_imported == "False"
 
@@ -125,6 +128,7 @@ def test_the_engine_ends_with_its_parent_and_the_parent_has_no_torch():
         return False
 
     assert asyncio.run(gone())
+    assert not list(tmp_path.iterdir()), "the folder of the socket was left behind"
 
 
 def is_running(pid: int) -> bool:
