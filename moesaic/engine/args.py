@@ -56,5 +56,5 @@ class EngineArgs:
         "share of the device's memory (the machine's, on a CPU) for weights and KV; 0.9 on a GPU, 0.5 on a CPU",
     )
     tensor_parallel_size: int = arg(1, "only 1 yet")
-    threads: int | None = arg(None, "CPU threads of the model; the machine's physical cores by default")
+    threads: int | None = arg(None, "CPU threads of the model; the physical cores by default, one for a tiny model")
     seed: int = arg(0, "of dummy weights, and of requests that bring none")

@@ -14,6 +14,7 @@ from moesaic.kernels.cpu import isa
 
 logger = get_logger(__name__)
 EMBEDDED_PATH = Path(__file__).parent.parent / "embedded" / EMBEDDED_MODEL
+ONE_THREAD_PARAMETERS = 16_000_000
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 UNITS = {
     "": 1,
@@ -110,7 +111,7 @@ def resolve(args: EngineArgs) -> Resolved:
         ),
         scheduler=SchedulerConfig(max_num_batched_tokens=args.max_num_batched_tokens, max_num_seqs=args.max_num_seqs),
         device=device,
-        threads=args.threads or (physical_cores() if device == "cpu" else None),
+        threads=args.threads or _auto_threads(spec.num_active_parameters, device),
     )
     logger.info("configuration: %s", _in_words(config))
     return Resolved(
@@ -182,6 +183,14 @@ def _auto_dtype(stated: str, device: str) -> str:
         return stated
     logger.info("dtype: the checkpoint's %s is slow on this CPU (%s), float32 is used", stated, isa())
     return "float32"
+
+
+def _auto_threads(active_parameters: int, device: str) -> int | None:
+    """All physical cores, or one where a token meets so few parameters that threads would mostly wait for each
+    other (and, once anything else wants a core, for the machine)."""
+    if device != "cpu":
+        return None
+    return 1 if active_parameters < ONE_THREAD_PARAMETERS else physical_cores()
 
 
 def _device(wanted: str) -> str:

@@ -5,6 +5,7 @@ becomes a batch by a few vectorised look-ups; a step sends only what is new.
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -77,47 +78,63 @@ class SequenceTable:
         return self.tokens[state.row, : state.length]
 
     def batch(self, advance: list[Advance]) -> Batch:
-        """The batch tensors of a plan; `apply` has run."""
+        """The batch tensors of a plan; `apply` has run. They are views of one tensor: one copy to a device."""
         states = [self.states[item.seq_id] for item in advance]
         rows = np.array([state.row for state in states], dtype=np.int64)
         starts = np.array([item.start for item in advance], dtype=np.int64)
-        counts = np.array([item.num_tokens for item in advance], dtype=np.int64)
-        query_start = np.zeros(len(advance) + 1, dtype=np.int64)
-        np.cumsum(counts, out=query_start[1:])
-        seq_lens = starts + counts
-        # one entry a token: its row of the table and its position in the sequence
-        token_rows = np.repeat(rows, counts)
-        positions = np.arange(query_start[-1]) + np.repeat(starts - query_start[:-1], counts)
-        offsets = positions % self.block_size
-        slots = self.blocks[token_rows, positions // self.block_size] * self.block_size + offsets
+        query_lens = [item.num_tokens for item in advance]
+        query_start = np.array([0, *accumulate(query_lens)], dtype=np.int64)
+        seq_lens = starts + query_lens
+        token_rows, positions = self._rows_and_positions(rows, starts, query_lens, query_start)
+        blocks, offsets = np.divmod(positions, self.block_size)
         max_blocks = -(-int(seq_lens.max()) // self.block_size)
+        parts = (
+            self.tokens[token_rows, positions],
+            positions,
+            self.blocks[token_rows, blocks] * self.block_size + offsets,
+            query_start,
+            seq_lens,
+            self._logits_rows(advance, states, query_start),
+            self.blocks[rows, :max_blocks].ravel(),
+        )
+        packed = torch.from_numpy(np.concatenate(parts)).to(self.device)
+        token_ids, position, slots, query_starts, lens, logits_rows, tables = packed.split([len(p) for p in parts])
         return Batch(
-            token_ids=self._tensor(self.tokens[token_rows, positions]),
-            positions=self._tensor(positions),
-            slots=self._tensor(slots),
-            query_start=self._tensor(query_start),
-            seq_lens=self._tensor(seq_lens),
-            block_tables=self._tensor(self.blocks[rows, :max_blocks]),
-            logits_rows=self._tensor(self._logits_rows(advance, states, query_start)),
-            query_lens_host=counts.tolist(),
+            token_ids=token_ids,
+            positions=position,
+            slots=slots,
+            query_start=query_starts,
+            seq_lens=lens,
+            block_tables=tables.view(len(advance), max_blocks),
+            logits_rows=logits_rows,
+            query_lens_host=query_lens,
             seq_lens_host=seq_lens.tolist(),
             seq_ids=[item.seq_id for item in advance],
         )
 
-    def _logits_rows(self, advance: list[Advance], states: list[SequenceState], query_start: IntArray) -> IntArray:
+    @staticmethod
+    def _rows_and_positions(
+        rows: IntArray, starts: IntArray, query_lens: list[int], query_start: IntArray
+    ) -> tuple[IntArray, IntArray]:
+        """`[T]` each: a token's row of the table, and its position in the sequence."""
+        num_tokens = int(query_start[-1])
+        if num_tokens == len(rows):  # one token each
+            return rows, starts
+        positions = np.arange(num_tokens) + np.repeat(starts - query_start[:-1], query_lens)
+        return np.repeat(rows, query_lens), positions
+
+    @staticmethod
+    def _logits_rows(advance: list[Advance], states: list[SequenceState], query_start: IntArray) -> IntArray:
         """Rows whose logits are wanted, sequence by sequence: prompt rows to report, then the sampling row."""
         if all(state.prompt_logprobs is None for state in states):
-            samples = np.array([item.samples for item in advance], dtype=bool)
-            return query_start[1:][samples] - 1
+            last = query_start[1:] - 1
+            return last if all(item.samples for item in advance) else last[[item.samples for item in advance]]
         rows: list[int] = []
         for item, state, first in zip(advance, states, query_start.tolist(), strict=False):
             rows.extend(range(first, first + num_prompt_rows(item, state)))
             if item.samples:
                 rows.append(first + item.num_tokens - 1)
         return np.array(rows, dtype=np.int64)
-
-    def _tensor(self, array: IntArray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
 
 def num_prompt_rows(item: Advance, state: SequenceState) -> int:

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from time import perf_counter
 
+import numpy as np
 import torch
 
-from moesaic.core.errors import MoesaicError
-from moesaic.core.request import LogprobRow
 from moesaic.core.step import Advance, Sampled, StepPlan, StepResult
 from moesaic.layers.kv_cache import KVCache
 from moesaic.models.decoder import Decoder
@@ -33,59 +32,71 @@ class Runner:
         hidden = self.model(batch, self.caches)  # [T, hidden]
         logits = self.model.logits(hidden[batch.logits_rows])  # [N, V] float32
         forward_seconds = perf_counter() - start
-        return StepResult(self._sample(plan.advance, logits), forward_seconds)
+        prompt_logprobs, sampling_rows = self._prompt_logprobs(plan.advance, logits)
+        if len(sampling_rows) < logits.shape[0]:
+            logits = logits[sampling_rows]
+        sampled = self._sample([item.seq_id for item in plan.advance if item.samples], logits)
+        return StepResult(_merge(plan.advance, sampled, prompt_logprobs), forward_seconds)
 
-    def _sample(self, advance: list[Advance], logits: torch.Tensor) -> list[Sampled]:
-        """Split the rows of logits into prompt rows and sampling rows, and answer for each sequence."""
-        results: list[Sampled] = []
-        sampling: list[tuple[Sampled, SequenceState, int]] = []  # result, state, row of logits
+    def _prompt_logprobs(self, advance: list[Advance], logits: torch.Tensor) -> tuple[dict[int, Sampled], list[int]]:
+        """Log-probabilities of the prompt tokens that the step predicts, and the rows of logits to sample from.
+
+        A sequence's prompt rows stand before its sampling row (`SequenceTable.batch` asks for them in this order).
+        """
+        results: dict[int, Sampled] = {}
+        sampling_rows = []
         row = 0
         for item in advance:
             state = self.table.states[item.seq_id]
-            prompt_rows = num_prompt_rows(item, state)
-            if not (item.samples or prompt_rows):
-                continue
-            result = Sampled(item.seq_id, None)
-            if prompt_rows:
-                result.prompt_logprobs = self._prompt_logprobs(item, state, logits[row : row + prompt_rows])
-                row += prompt_rows
+            count = num_prompt_rows(item, state)
+            if count:
+                tokens = self.table.token_ids(state)[item.start + 1 : item.start + 1 + count].tolist()
+                best = [state.prompt_logprobs or 0] * count
+                rows = logprob_rows(logits[row : row + count], tokens, best)
+                results[item.seq_id] = Sampled(item.seq_id, None, prompt_logprobs=rows)
+                row += count
             if item.samples:
-                sampling.append((result, state, row))
+                sampling_rows.append(row)
                 row += 1
-            results.append(result)
-        if sampling:
-            self._choose(logits, sampling, all_rows=len(sampling) == logits.shape[0])
-        return results
+        return results, sampling_rows
 
-    def _choose(self, logits: torch.Tensor, sampling: list[tuple[Sampled, SequenceState, int]], all_rows: bool) -> None:
-        """Sample the given rows of logits and write tokens and log-probabilities into the results."""
-        if not all_rows:
-            logits = logits[[row for _, _, row in sampling]]
-        wanted = [i for i, (_, state, _) in enumerate(sampling) if state.params.logprobs is not None]
+    def _sample(self, seq_ids: list[int], logits: torch.Tensor) -> list[Sampled]:
+        """Draw each sequence's next token from its row of logits `[N, V]`, and append it to the table."""
+        states = [self.table.states[seq_id] for seq_id in seq_ids]
+        wanted = [i for i, state in enumerate(states) if state.params.logprobs is not None]
         raw = logits[wanted] if wanted else None  # a copy: sampling changes logits in place
-        rows = [self._sampling_row(state) for _, state, _ in sampling]
-        tokens = sample(logits, rows)
-        for (result, _, _), token in zip(sampling, tokens, strict=True):
-            result.token_id = token
+        tokens = sample(_on_host(logits), [self._sampling_row(state) for state in states])
+        results = []
+        for seq_id, token in zip(seq_ids, tokens, strict=True):
             if token is None:
-                result.error = NOT_FINITE
+                results.append(Sampled(seq_id, None, error=NOT_FINITE))
             else:
-                self.table.append(result.seq_id, token)
+                self.table.append(seq_id, token)
+                results.append(Sampled(seq_id, token))
         if raw is not None:
-            counts = [sampling[i][1].params.logprobs or 0 for i in wanted]
-            chosen = [sampling[i][0].token_id or 0 for i in wanted]
+            counts = [states[i].params.logprobs or 0 for i in wanted]
+            chosen = [tokens[i] or 0 for i in wanted]
             for i, logprobs in zip(wanted, logprob_rows(raw, chosen, counts), strict=True):
-                sampling[i][0].logprobs = logprobs
+                results[i].logprobs = logprobs
+        return results
 
     def _sampling_row(self, state: SequenceState) -> SamplingRow:
         return SamplingRow(
             state.params, state.seed, state.prompt_len, self.table.token_ids(state), state.stop_token_ids
         )
 
-    def _prompt_logprobs(self, item: Advance, state: SequenceState, logits: torch.Tensor) -> list[LogprobRow]:
-        """Rows for the prompt tokens that this chunk predicts: positions start + 1 and on."""
-        if state.prompt_logprobs is None:
-            raise MoesaicError("prompt log-probabilities were not asked for")
-        first = item.start + 1
-        tokens = self.table.token_ids(state)[first : first + logits.shape[0]].tolist()
-        return logprob_rows(logits, tokens, [state.prompt_logprobs] * len(tokens))
+
+def _on_host(logits: torch.Tensor) -> "np.ndarray[tuple[int, int], np.dtype[np.float32]]":
+    """The logits as an array; on a CPU the same memory."""
+    array: np.ndarray[tuple[int, int], np.dtype[np.float32]] = logits.cpu().numpy()
+    return array
+
+
+def _merge(advance: list[Advance], sampled: list[Sampled], prompt: dict[int, Sampled]) -> list[Sampled]:
+    """One answer a sequence, in the order of the plan."""
+    if not prompt:
+        return sampled
+    drawn = {answer.seq_id: answer for answer in sampled}
+    for seq_id, answer in prompt.items():
+        drawn.setdefault(seq_id, answer).prompt_logprobs = answer.prompt_logprobs
+    return [drawn[item.seq_id] for item in advance if item.seq_id in drawn]

@@ -1,8 +1,11 @@
-"""From logits to tokens. Each row is decided by itself: its draw depends on its logits, parameters, seed and
-position alone, never on who shares the batch, nor on how often it was preempted."""
+"""From logits to tokens, on the host. Each row is decided by itself: its draw depends on its logits, parameters, seed
+and position alone, never on who shares the batch, nor on how often it was preempted.
 
-from collections.abc import Callable
+Plain numpy, a few calls a row: at these sizes what costs is the number of calls, not their arithmetic.
+"""
+
 from dataclasses import dataclass
+from math import isfinite, nextafter
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +15,11 @@ from moesaic.core.request import LogprobRow
 from moesaic.core.sampling_params import SamplingParams
 
 NOT_FINITE = "the model's logits are not finite (NaN or infinity): see its dtype and weights"
-NUCLEUS_CANDIDATES = (64, 1024)  # top-p looks among so many best tokens before it sorts the whole vocabulary
+NUCLEUS_CANDIDATES = (64, 1024)  # top-p sorts so many best tokens before it sorts all
+
+Logits = npt.NDArray[np.float32]
+Weights = npt.NDArray[np.float64]
+Tokens = npt.NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -27,7 +34,7 @@ class SamplingRow:
     params: SamplingParams
     seed: int
     prompt_len: int
-    token_ids: npt.NDArray[np.int64]
+    token_ids: Tokens
     stop_token_ids: list[int]
 
     @property
@@ -35,7 +42,7 @@ class SamplingRow:
         return len(self.token_ids) - self.prompt_len
 
 
-def sample(logits: torch.Tensor, rows: list[SamplingRow]) -> list[int | None]:
+def sample(logits: Logits, rows: list[SamplingRow]) -> list[int | None]:
     """Choose one token a row.
 
     Args:
@@ -48,16 +55,16 @@ def sample(logits: torch.Tensor, rows: list[SamplingRow]) -> list[int | None]:
     for i, row in enumerate(rows):
         if _adjusts(row):
             adjust(logits[i], row)
-    best, tokens = logits.max(dim=-1)
-    chosen: list[int | None] = tokens.tolist()
-    drawn = [i for i, row in enumerate(rows) if not row.params.greedy]
-    if drawn:
-        part = logits if len(drawn) == len(rows) else logits[drawn]
-        for i, token in zip(drawn, _draw(part, [rows[i] for i in drawn]), strict=True):
-            chosen[i] = token
-    if not bool(torch.isfinite(best).all()):
-        chosen = [t if ok else None for t, ok in zip(chosen, torch.isfinite(best).tolist(), strict=True)]
-    return chosen
+    best: list[int] = logits.argmax(axis=-1).tolist()  # of a row with NaN, the NaN
+    return [_choose(logits[i], row, best[i]) for i, row in enumerate(rows)]
+
+
+def _choose(logits: Logits, row: SamplingRow, best: int) -> int | None:
+    """The token of one row, whose likeliest is `best`."""
+    highest = float(logits[best])
+    if not isfinite(highest):
+        return None
+    return best if row.params.greedy else draw(logits, highest, row)
 
 
 def _adjusts(row: SamplingRow) -> bool:
@@ -67,84 +74,62 @@ def _adjusts(row: SamplingRow) -> bool:
     return penalised or bool(p.logit_bias) or row.num_generated < p.min_tokens
 
 
-def adjust(logits: torch.Tensor, row: SamplingRow) -> None:
+def adjust(logits: Logits, row: SamplingRow) -> None:
     """Apply bias, penalties and min_tokens to one row `[V]`, in place."""
     params = row.params
     if params.repetition_penalty != 1.0:
-        seen = torch.from_numpy(np.unique(row.token_ids)).to(logits.device)
+        seen = np.unique(row.token_ids)
         values = logits[seen]
-        penalty = params.repetition_penalty
-        logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
+        penalty = np.float32(params.repetition_penalty)
+        logits[seen] = np.where(values > 0, values / penalty, values * penalty)
     if params.presence_penalty or params.frequency_penalty:
         generated, counts = np.unique(row.token_ids[row.prompt_len :], return_counts=True)
-        penalties = params.presence_penalty + params.frequency_penalty * counts
-        logits[torch.from_numpy(generated)] -= torch.from_numpy(penalties).to(logits)
+        logits[generated] -= params.presence_penalty + params.frequency_penalty * counts
     if params.logit_bias:
-        ids = torch.tensor(list(params.logit_bias), device=logits.device)
-        logits[ids] += torch.tensor(list(params.logit_bias.values())).to(logits)
-    if row.stop_token_ids and row.num_generated < params.min_tokens:
-        logits[row.stop_token_ids] = -torch.inf
+        logits[list(params.logit_bias)] += np.array(list(params.logit_bias.values()), dtype=np.float32)
+    if row.num_generated < params.min_tokens:
+        logits[row.stop_token_ids] = -np.inf
 
 
-def _draw(logits: torch.Tensor, rows: list[SamplingRow]) -> list[int]:
-    """Inverse-CDF draws in vocabulary order. The filters keep whatever reaches a threshold value, so how ties
-    are ordered by a sort never matters."""
-    logits = logits / _column(logits, rows, lambda p: p.temperature)
-    for keep, wanted in ((_top_k, _wants_top_k), (_top_p, _wants_top_p), (_min_p, _wants_min_p)):
-        indices = [i for i, row in enumerate(rows) if wanted(row.params)]
-        if len(indices) == len(rows):
-            logits = logits.masked_fill(logits < keep(logits, rows), -torch.inf)
-        elif indices:
-            part = logits[indices]
-            logits[indices] = part.masked_fill(part < keep(part, [rows[i] for i in indices]), -torch.inf)
-    cumulative = logits.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)  # [N, V]
-    uniform = [uniform_draw(row.seed, row.num_generated) for row in rows]
-    target = torch.tensor(uniform, dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, target, right=True)
-    return [int(token) for token in tokens[:, 0].clamp(max=logits.shape[-1] - 1).tolist()]
+def draw(logits: Logits, highest: float, row: SamplingRow) -> int:
+    """Draw from one row `[V]` by its inverse CDF in vocabulary order.
+
+    The filters keep whatever reaches a threshold value, so how ties are ordered by a sort never matters.
+
+    Args:
+        highest: the row's largest logit, finite.
+    """
+    params, vocab_size = row.params, len(logits)
+    kept: Tokens | None = None  # None is all
+    if 0 < params.top_k < vocab_size:
+        ordered = logits.copy()
+        ordered.partition(vocab_size - params.top_k)
+        kept = (logits >= ordered[vocab_size - params.top_k]).nonzero()[0]
+        logits = logits[kept]
+    # the largest weight is 1; `dtype` makes the exponentials, and all that is summed of them, float64
+    weights: Weights = np.exp((logits - highest) / params.temperature, dtype=np.float64)
+    threshold = max(_nucleus_threshold(weights, params.top_p), params.min_p)
+    if threshold > 0.0:
+        weights[weights < threshold] = 0.0
+    cumulative = weights.cumsum()
+    total = float(cumulative[-1])
+    target = min(uniform_draw(row.seed, row.num_generated) * total, nextafter(total, 0.0))
+    place = int(cumulative.searchsorted(target, side="right"))  # never one of weight 0
+    return place if kept is None else int(kept[place])
 
 
-def _wants_top_k(params: SamplingParams) -> bool:
-    return params.top_k > 0
-
-
-def _wants_top_p(params: SamplingParams) -> bool:
-    return params.top_p < 1.0
-
-
-def _wants_min_p(params: SamplingParams) -> bool:
-    return params.min_p > 0.0
-
-
-def _top_k(logits: torch.Tensor, rows: list[SamplingRow]) -> torch.Tensor:
-    """`[n, 1]`: each row's k-th largest logit."""
-    k = [min(row.params.top_k, logits.shape[-1]) for row in rows]
-    values = logits.topk(max(k), dim=-1).values
-    return values.gather(1, torch.tensor(k, device=logits.device)[:, None] - 1)
-
-
-def _top_p(logits: torch.Tensor, rows: list[SamplingRow]) -> torch.Tensor:
-    """`[n, 1]`: the smallest logit of each row's nucleus (Holtzman et al. 2020)."""
-    top_p = _column(logits, rows, lambda p: p.top_p)
-    total = logits.logsumexp(dim=-1, keepdim=True)
-    for size in (*NUCLEUS_CANDIDATES, logits.shape[-1]):
-        size = min(size, logits.shape[-1])
-        values = logits.topk(size, dim=-1).values  # [n, size], falling
-        before = (values - total).exp().cumsum(dim=-1, dtype=torch.float64)
-        if bool((before[:, -1] >= top_p[:, 0]).all()):
+def _nucleus_threshold(weights: Weights, top_p: float) -> float:
+    """The smallest weight of the nucleus: of the fewest tokens whose share reaches top_p (Holtzman et al. 2020)."""
+    if top_p >= 1.0:
+        return 0.0
+    mass = top_p * float(weights.sum())
+    for size in (*NUCLEUS_CANDIDATES, len(weights)):
+        best = np.partition(weights, -size)[-size:] if size < len(weights) else weights.copy()
+        best.sort()
+        cumulative = best[::-1].cumsum()  # from the largest on
+        if cumulative[-1] >= mass or size >= len(weights):
             break
-    count = (before < top_p).sum(dim=-1, keepdim=True)  # tokens before the one that crosses top_p
-    return values.gather(1, count.clamp(max=size - 1))
-
-
-def _min_p(logits: torch.Tensor, rows: list[SamplingRow]) -> torch.Tensor:
-    """`[n, 1]`: the logit of a token min_p times as likely as the likeliest."""
-    return logits.amax(dim=-1, keepdim=True) + _column(logits, rows, lambda p: p.min_p).log()
-
-
-def _column(logits: torch.Tensor, rows: list[SamplingRow], value: Callable[[SamplingParams], float]) -> torch.Tensor:
-    """`[N, 1]` float32: one parameter of each row."""
-    return torch.tensor([value(row.params) for row in rows], dtype=torch.float32, device=logits.device)[:, None]
+    return float(best[max(0, len(best) - 1 - int(cumulative.searchsorted(mass)))])
 
 
 def uniform_draw(seed: int, position: int) -> float:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from moesaic.core.sampling_params import SamplingParams
 from moesaic.worker import sampler
-from moesaic.worker.sampler import SamplingRow, logprob_rows, sample, uniform_draw
+from moesaic.worker.sampler import SamplingRow, logprob_rows, uniform_draw
 
 VOCAB = 50
 
@@ -19,6 +19,11 @@ def row(prompt: list[int] | None = None, output: list[int] | None = None, seed: 
     prompt, output = prompt or [0], output or []
     stop = kwargs.pop("stops", [])
     return SamplingRow(SamplingParams(**kwargs), seed, len(prompt), np.array(prompt + output, dtype=np.int64), stop)
+
+
+def sample(logits: torch.Tensor, rows: list[SamplingRow]) -> list[int | None]:
+    """The sampler on a tensor."""
+    return sampler.sample(logits.numpy(), rows)
 
 
 def logits_of(seed: int, rows: int = 1) -> torch.Tensor:
@@ -120,7 +125,7 @@ def test_penalties_match_their_formulas():
     expected[5] -= 0.5 + 0.25 * 2
     expected[6] -= 0.5 + 0.25 * 1
     sampler.adjust(
-        logits[0],
+        logits[0].numpy(),
         row(prompt=[4], output=[5, 6, 5], repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.25),
     )
     torch.testing.assert_close(logits[0], expected)
