@@ -15,7 +15,10 @@ from moesaic.core.batch import Batch
 # Sequences with one query token are computed together while the keys and values gathered for them stay this small:
 # beyond the processor's cache, one sequence at a time is faster.
 GROUP_BYTES = 2 << 20
-SCORE_ELEMENTS = 1 << 24  # a longer query is cut so that its scores have at most about this many elements (64 MB)
+# A longer query is cut so that its scores have about this many elements (2 MiB stay in the cache, and keys that none of
+# a piece's queries sees are left out), but not into fewer rows than a product is worth.
+SCORE_ELEMENTS = 1 << 19
+LEAST_ROWS = 64
 
 
 @dataclass
@@ -171,7 +174,7 @@ def _attend_single(
         out[s.row] = mixed.view(-1, dim)
         return
     before = s.length - s.num_queries  # keys before the first query's own
-    step = max(1, SCORE_ELEMENTS // (query.shape[1] * s.length))
+    step = max(LEAST_ROWS, SCORE_ELEMENTS // (query.shape[1] * s.length))
     for start in range(0, s.num_queries, step):
         count = min(step, s.num_queries - start)
         rows = slice(s.row + start, s.row + start + count)
