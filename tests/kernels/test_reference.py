@@ -171,6 +171,7 @@ MIXES = {
 def test_paged_attention(mix, window, limits, monkeypatch):
     if limits == "small":  # queries in pieces, sequences one by one
         monkeypatch.setattr(reference_attention, "SCORE_ELEMENTS", 300)
+        monkeypatch.setattr(reference_attention, "LEAST_ROWS", 1)
         monkeypatch.setattr(reference_attention, "GROUP_BYTES", 0)
     batch, query, key, value, contents = paged_case(*MIXES[mix])
     out = paged_attention(query, key, value, plan_attention(batch, key, window), 0.4)
