@@ -14,6 +14,7 @@ from moesaic.kernels.cpu import isa
 
 logger = get_logger(__name__)
 EMBEDDED_PATH = Path(__file__).parent.parent / "embedded" / EMBEDDED_MODEL
+HUB_SECONDS = 10.0
 ONE_THREAD_PARAMETERS = 16_000_000
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 UNITS = {
@@ -153,8 +154,8 @@ def _download(repo: str, revision: str | None, download_dir: str | None) -> str:
     from huggingface_hub import HfApi, snapshot_download
 
     try:
-        files = HfApi().list_repo_files(repo, revision=revision)
-        weights = "*.safetensors" if any(f.endswith(".safetensors") for f in files) else "*.bin"
+        files = HfApi().model_info(repo, revision=revision, timeout=HUB_SECONDS).siblings or []
+        weights = "*.safetensors" if any(f.rfilename.endswith(".safetensors") for f in files) else "*.bin"
         wanted = ["*.json", "*.jinja", "*.model", "*.txt", weights]
         return snapshot_download(repo, revision=revision, cache_dir=download_dir, allow_patterns=wanted)
     except Exception as error:  # whatever the hub client raises, the user's next step is the same

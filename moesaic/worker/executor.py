@@ -7,7 +7,7 @@ from moesaic.core.log import get_logger
 from moesaic.core.step import StepPlan, StepResult
 from moesaic.models.load import load_model
 from moesaic.worker.inputs import SequenceTable
-from moesaic.worker.memory import plan_kv
+from moesaic.worker.memory import plan_kv, size_of
 from moesaic.worker.runner import Runner
 
 logger = get_logger(__name__)
@@ -33,10 +33,10 @@ class LocalExecutor:
         )
         self.runner = Runner(self.model, caches, table)
         logger.info(
-            "KV cache: %d blocks of %d tokens, %.3g GiB",
+            "KV cache: %d blocks of %d tokens, %s",
             self.kv.num_blocks,
             config.cache.block_size,
-            self.kv.total_bytes / 2**30,
+            size_of(self.kv.total_bytes),
         )
 
     def execute(self, plan: StepPlan) -> StepResult:

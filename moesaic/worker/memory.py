@@ -12,7 +12,6 @@ from moesaic.core.log import get_logger
 from moesaic.layers.kv_cache import KVCacheSpec
 
 logger = get_logger(__name__)
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -57,22 +56,33 @@ def plan_kv(config: EngineConfig, specs: Sequence[KVCacheSpec], weight_bytes: in
     full_length = -(-config.model.max_model_len // block_size)
     if config.cache.memory is not None:
         budget = config.cache.memory
-        source = f"--kv-cache-memory {budget / GIB:.3g} GiB"
+        source = f"--kv-cache-memory {size_of(budget)}"
         num_blocks = budget // per_block
     else:
         share = config.cache.memory_utilization
         total = device_memory(config.device)
         budget = int(total * share) - weight_bytes
-        source = f"{share:.0%} of {total / GIB:.1f} GiB, less {weight_bytes / GIB:.3g} GiB of weights,"
+        source = f"{share:.0%} of {size_of(total)}, less {size_of(weight_bytes)} of weights,"
         num_blocks = min(budget // per_block, full_length * config.scheduler.max_num_seqs)
     if num_blocks >= full_length:
         return KVPlan(num_blocks, per_block, config.model.max_model_len)
     fits = max(0, num_blocks) * block_size
     if explicit_len or fits < 2 * block_size:
+        shorter = f", or set --max-model-len to at most {fits}" if fits >= 2 * block_size else ""
         raise ConfigError(
             f"KV memory is too small for one request of {config.model.max_model_len} tokens: it needs "
-            f"{full_length * per_block / GIB:.3g} GiB, and {source} leaves {max(budget, 0) / GIB:.3g} GiB. "
-            f"Raise --kv-cache-memory or --gpu-memory-utilization, or set --max-model-len to at most {fits}."
+            f"{size_of(full_length * per_block)}, and {source} leaves {size_of(max(budget, 0))}. "
+            f"Raise --kv-cache-memory or --gpu-memory-utilization{shorter}."
         )
     logger.warning("max_model_len shortened from %d to %d: what fits in %s", config.model.max_model_len, fits, source)
     return KVPlan(num_blocks, per_block, fits)
+
+
+def size_of(count: int) -> str:
+    """A number of bytes as people read it: `980 B`, `48.8 KiB`, `1.25 GiB`."""
+    size, unit = float(count), "B"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{size:.3g} {unit}"

@@ -81,7 +81,7 @@ def test_no_tokenizer(tiny_model):
 
 
 def test_kv_memory_too_small_for_one_request(tiny_model):
-    with pytest.raises(ConfigError, match="too small for one request of 512 tokens: it needs .* GiB") as caught:
+    with pytest.raises(ConfigError, match="of 512 tokens: it needs .* KiB, and --kv-cache-memory 48.8 KiB") as caught:
         LLM(tiny_model("llama"), skip_tokenizer_init=True, kv_cache_memory="50KB", max_model_len=512)
     assert "--max-model-len to at most" in str(caught.value)
 
