@@ -85,4 +85,4 @@ def size_of(count: int) -> str:
         if size < 1024 or unit == "GiB":
             break
         size /= 1024
-    return f"{size:.3g} {unit}"
+    return f"{size:.3g} {unit}" if size < 1000 and unit != "B" else f"{size:.0f} {unit}"
