@@ -1,7 +1,7 @@
 """From logits to tokens, on the host. Each row is decided by itself: its draw depends on its logits, parameters, seed
 and position alone, never on who shares the batch, nor on how often it was preempted.
 
-Plain numpy, a few calls a row: at these sizes what costs is the number of calls, not their arithmetic.
+Plain numpy: at these sizes what costs is the number of calls, not their arithmetic.
 """
 
 from dataclasses import dataclass
@@ -55,16 +55,16 @@ def sample(logits: Logits, rows: list[SamplingRow]) -> list[int | None]:
     for i, row in enumerate(rows):
         if _adjusts(row):
             adjust(logits[i], row)
-    best: list[int] = logits.argmax(axis=-1).tolist()  # of a row with NaN, the NaN
-    return [_choose(logits[i], row, best[i]) for i, row in enumerate(rows)]
-
-
-def _choose(logits: Logits, row: SamplingRow, best: int) -> int | None:
-    """The token of one row, whose likeliest is `best`."""
-    highest = float(logits[best])
-    if not isfinite(highest):
-        return None
-    return best if row.params.greedy else draw(logits, highest, row)
+    best = logits.argmax(axis=-1)  # of a row with NaN, the NaN
+    highest = logits[np.arange(len(rows)), best]
+    tokens: list[int | None] = [
+        token if isfinite(value) else None for token, value in zip(best.tolist(), highest.tolist(), strict=True)
+    ]
+    drawn = [i for i, row in enumerate(rows) if not row.params.greedy and tokens[i] is not None]
+    for i, (kept, weights) in zip(drawn, _weights(logits, highest, rows, drawn), strict=True):
+        place = draw(weights, rows[i])
+        tokens[i] = place if kept is None else int(kept[place])
+    return tokens
 
 
 def _adjusts(row: SamplingRow) -> bool:
@@ -91,31 +91,57 @@ def adjust(logits: Logits, row: SamplingRow) -> None:
         logits[row.stop_token_ids] = -np.inf
 
 
-def draw(logits: Logits, highest: float, row: SamplingRow) -> int:
-    """Draw from one row `[V]` by its inverse CDF in vocabulary order.
+def _weights(
+    logits: Logits, highest: Logits, rows: list[SamplingRow], wanted: list[int]
+) -> list[tuple[Tokens | None, Weights]]:
+    """For each wanted row the ids that top-k keeps (None for all) and their weights, in vocabulary order.
 
-    The filters keep whatever reaches a threshold value, so how ties are ordered by a sort never matters.
+    A weight is exp((logit - highest) / temperature), so the largest is 1. Rows with a top-k are done together, which
+    only saves calls: each keeps whatever reaches its own k-th largest logit, so how ties are ordered never matters.
 
     Args:
-        highest: the row's largest logit, finite.
+        highest: `[N]`, each row's largest logit.
     """
-    params, vocab_size = row.params, len(logits)
-    kept: Tokens | None = None  # None is all
-    if 0 < params.top_k < vocab_size:
-        ordered = logits.copy()
-        ordered.partition(vocab_size - params.top_k)
-        kept = (logits >= ordered[vocab_size - params.top_k]).nonzero()[0]
-        logits = logits[kept]
-    # the largest weight is 1; `dtype` makes the exponentials, and all that is summed of them, float64
-    weights: Weights = np.exp((logits - highest) / params.temperature, dtype=np.float64)
-    threshold = max(_nucleus_threshold(weights, params.top_p), params.min_p)
+    vocab_size = logits.shape[-1]
+    limited = [i for i in wanted if 0 < rows[i].params.top_k < vocab_size]
+    found = dict(
+        zip(limited, _top_k(logits[limited], highest[limited], [rows[i].params for i in limited]), strict=True)
+    )
+    for i in wanted:
+        if i not in found:
+            scaled = (logits[i] - highest[i]) / np.float32(rows[i].params.temperature)
+            found[i] = None, np.exp(scaled, dtype=np.float64)
+    return [found[i] for i in wanted]
+
+
+def _top_k(logits: Logits, highest: Logits, params: list[SamplingParams]) -> list[tuple[Tokens | None, Weights]]:
+    """`_weights` of rows that all have a top-k below the vocabulary's size."""
+    if not params:
+        return []
+    num_rows, vocab_size = logits.shape
+    k = np.array([p.top_k for p in params])
+    most = int(k.max())
+    best = np.partition(logits, vocab_size - most, axis=1)[:, vocab_size - most :]
+    best.sort(axis=1)  # rising
+    threshold = best[np.arange(num_rows), most - k]
+    flat = (logits >= threshold[:, None]).ravel().nonzero()[0]
+    owner = flat // vocab_size
+    temperature = np.array([p.temperature for p in params], dtype=np.float32)
+    weights = np.exp((logits.ravel()[flat] - highest[owner]) / temperature[owner], dtype=np.float64)
+    ids = flat - owner * vocab_size
+    ends = owner.searchsorted(np.arange(1, num_rows + 1)).tolist()
+    return [(ids[start:end], weights[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def draw(weights: Weights, row: SamplingRow) -> int:
+    """Apply top-p and min-p to the weights (in place), and draw one's place by the inverse CDF in their order."""
+    threshold = max(_nucleus_threshold(weights, row.params.top_p), row.params.min_p)
     if threshold > 0.0:
         weights[weights < threshold] = 0.0
     cumulative = weights.cumsum()
     total = float(cumulative[-1])
     target = min(uniform_draw(row.seed, row.num_generated) * total, nextafter(total, 0.0))
-    place = int(cumulative.searchsorted(target, side="right"))  # never one of weight 0
-    return place if kept is None else int(kept[place])
+    return int(cumulative.searchsorted(target, side="right"))  # never one of weight 0
 
 
 def _nucleus_threshold(weights: Weights, top_p: float) -> float:
