@@ -36,7 +36,7 @@ class Tokenizer:
         self.path = path
         file = Path(path) / "tokenizer.json"
         self._config = _read_json(Path(path) / "tokenizer_config.json")
-        self._backend = _load(file if file.exists() else _convert(path))
+        self._backend = _load(file) if file.exists() else _convert(path)
         self._backend.no_padding()
         self._backend.no_truncation()
         self._chat_template = _read_template(chat_template) if chat_template else self._own_template()
@@ -166,20 +166,21 @@ def _load(file: Path) -> Any:
         raise ConfigError(f"{file} is not a readable tokenizer: {error}") from error
 
 
-def _convert(path: str) -> Path:
-    """tokenizer.json made by transformers from whatever tokeniser files the folder has."""
+def _convert(path: str) -> Any:
+    """The tokeniser that transformers makes of whatever tokeniser files the folder has."""
     known = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tokenizer_config.json")
     hint = "give --tokenizer a folder that has one, or skip_tokenizer_init to work with token ids"
     if not any((Path(path) / name).exists() for name in known):
         raise ConfigError(f"no tokenizer in {path} (no tokenizer.json, no tokenizer.model): {hint}")
-    target = tempfile.mkdtemp(prefix="moesaic-tokenizer-")
     logger.info("%s has no tokenizer.json: transformers converts its tokenizer", path)
-    done = subprocess.run([sys.executable, "-c", CONVERT, path, target], capture_output=True, text=True, check=False)
-    file = Path(target) / "tokenizer.json"
-    if done.returncode or not file.exists():
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise ConfigError(f"the tokenizer in {path} cannot be read ({reason}): {hint}")
-    return file
+    with tempfile.TemporaryDirectory(prefix="moesaic-tokenizer-") as target:
+        command = [sys.executable, "-c", CONVERT, path, target]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        file = Path(target) / "tokenizer.json"
+        if done.returncode or not file.exists():
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise ConfigError(f"the tokenizer in {path} cannot be read ({reason}): {hint}")
+        return _load(file)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

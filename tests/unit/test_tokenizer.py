@@ -75,6 +75,16 @@ def test_a_template_cannot_reach_out_of_its_sandbox(embedded_path, tmp_path):
         Tokenizer(embedded_path, str(file)).apply_chat_template(CHATS[0])
 
 
+def test_a_folder_without_tokenizer_json_is_converted(tmp_path):
+    """A word-piece vocabulary, which transformers turns into a fast tokeniser."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "expert", "router", "##s", "a"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    tokenizer = Tokenizer(str(tmp_path))
+    assert tokenizer.encode("a router experts", add_special_tokens=False) == [8, 6, 5, 7]
+
+
 def test_missing_and_broken_tokenizers_say_what_to_do(tmp_path):
     with pytest.raises(ConfigError, match="skip_tokenizer_init"):
         Tokenizer(str(tmp_path))
