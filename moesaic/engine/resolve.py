@@ -159,12 +159,15 @@ def _download(repo: str, revision: str | None, download_dir: str | None) -> str:
         wanted = ["*.json", "*.jinja", "*.model", "*.txt", weights]
         return snapshot_download(repo, revision=revision, cache_dir=download_dir, allow_patterns=wanted)
     except Exception as error:  # whatever the hub client raises, the user's next step is the same
+        refusal = ConfigError(f"model {repo!r} is no folder here, and the Hugging Face hub did not give it: {error}")
         try:
-            return snapshot_download(repo, revision=revision, cache_dir=download_dir, local_files_only=True)
+            cached = snapshot_download(repo, revision=revision, cache_dir=download_dir, local_files_only=True)
         except Exception:
-            raise ConfigError(
-                f"model {repo!r} is no folder here, and the Hugging Face hub did not give it: {error}"
-            ) from error
+            raise refusal from error
+        logger.warning(
+            "%s; the copy of an earlier download is used, which may be old or incomplete: %s", refusal, cached
+        )
+        return cached
 
 
 def _checkpoint_dtype(config: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import pytest
 from moesaic import LLM
 from moesaic.core.errors import CheckpointError, ConfigError, MoesaicError, UnsupportedError
 from moesaic.engine.args import EngineArgs
-from moesaic.engine.resolve import parse_size, resolve
+from moesaic.engine.resolve import find_model, parse_size, resolve
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,17 @@ def test_a_bad_argument_is_named(kwargs, message):
         pytest.skip("this machine has a GPU")
     with pytest.raises(ConfigError, match=message):
         resolve(EngineArgs(**kwargs))
+
+
+def test_an_earlier_download_is_used_with_a_warning(monkeypatch, tmp_path):
+    """The hub is out of reach (the tests run offline): a cached copy serves, but not silently."""
+    import huggingface_hub
+
+    said = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: str(tmp_path))
+    monkeypatch.setattr("moesaic.engine.resolve.logger.warning", lambda form, *args: said.append(form % args))
+    assert find_model("owner/name") == str(tmp_path)
+    assert len(said) == 1 and "hub did not give it" in said[0] and "may be old or incomplete" in said[0]
 
 
 def test_sizes():
