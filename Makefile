@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-BUILD  := pyproject.toml CMakeLists.txt $(wildcard csrc/*)
+BUILD  := pyproject.toml CMakeLists.txt $(wildcard csrc/*.cpp csrc/*/*)
 ARGS   ?=
 
 # An editable install maps module names to files, so a new file needs a new install: the list of files is a

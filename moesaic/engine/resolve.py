@@ -10,7 +10,7 @@ from moesaic.core.config import CacheConfig, DType, EngineConfig, LoadFormat, Mo
 from moesaic.core.errors import ConfigError, UnsupportedError
 from moesaic.core.log import get_logger
 from moesaic.engine.args import EMBEDDED_MODEL, EngineArgs
-from moesaic.kernels.cpu import isa
+from moesaic.kernels.cpu.library import describe
 
 logger = get_logger(__name__)
 EMBEDDED_PATH = Path(__file__).parent.parent / "embedded" / EMBEDDED_MODEL
@@ -183,9 +183,9 @@ def _checkpoint_dtype(config: dict[str, Any]) -> str:
 def _auto_dtype(stated: str, device: str) -> str:
     """The checkpoint's dtype, unless this CPU has no instructions for it: there torch's products in 16 bits are
     several times slower than in float32."""
-    if device != "cpu" or stated == "float32" or (stated == "bfloat16" and isa() == "avx512_bf16"):
+    if device != "cpu" or stated == "float32" or (stated == "bfloat16" and describe() == "avx512_bf16"):
         return stated
-    logger.info("dtype: the checkpoint's %s is slow on this CPU (%s), float32 is used", stated, isa())
+    logger.info("dtype: the checkpoint's %s is slow on this CPU (%s), float32 is used", stated, describe())
     return "float32"
 
 
