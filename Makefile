@@ -11,7 +11,7 @@ ARGS   ?=
 # prerequisite whose date changes only when the list does.
 FILES  := $(VENV)/.files
 
-.PHONY: FORCE serve test test-long install dev bench lint format docs clean
+.PHONY: FORCE serve test test-long test-sanitized install dev bench lint format docs clean
 
 serve: install
 	$(BIN)/python -m moesaic serve $(ARGS)
@@ -22,6 +22,16 @@ test: dev
 # The exhaustive forms of what `make test` samples (about half an hour).
 test-long: dev
 	MOESAIC_LONG=1 $(BIN)/python -m pytest tests/unit/test_scheduler_machine.py --timeout 0 $(ARGS)
+
+# The kernels' tests against libraries built with AddressSanitizer and UBSan.
+SANITIZED := build/sanitized
+test-sanitized: dev
+	@mkdir -p $(SANITIZED)
+	cmake -S . -B $(SANITIZED) -DMOESAIC_SANITIZE=address,undefined > $(SANITIZED).log || { cat $(SANITIZED).log; exit 1; }
+	cmake --build $(SANITIZED) --parallel 2
+	MOESAIC_CPU_LIBRARIES=$(abspath $(SANITIZED)) LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	  $(BIN)/python -m pytest tests/kernels -k "cpu or backends or ops" --timeout 0 $(ARGS)
 
 install: $(VENV)/.installed
 dev: $(VENV)/.installed-dev
