@@ -1,0 +1,40 @@
+// Packing and unpacking of matrices.
+#pragma once
+
+#include "types.h"
+
+enum moesaic_part {
+    MOESAIC_WHOLE = 0,  // rows of a plain matrix
+    MOESAIC_GATE = 1,   // the first or
+    MOESAIC_UP = 2,     // the second half of a gated one
+};
+
+// Writes `num_rows` rows, from `first_row` of the part on, into a packed matrix, quantising where its format says so.
+// With the last row of a part, what pads it is written too: zeros. Other rows keep their values.
+typedef struct {
+    moesaic_matrix matrix;  // its data is written
+    const void* source;     // [num_rows, cols], row-major
+    int64_t stride;         // elements from one row of the source to the next
+    int32_t dtype;          // of the source: MOESAIC_F32, _F16 or _BF16
+    int32_t part;           // moesaic_part
+    int64_t first_row;
+    int64_t num_rows;
+} moesaic_pack_args;
+
+// Rows of a packed matrix as fp32: out [num_rows, cols], row r of which is `first_row` + r.
+typedef struct {
+    moesaic_matrix matrix;
+    float* out;
+    int64_t first_row;
+    int64_t num_rows;
+} moesaic_unpack_args;
+
+// How many bytes a matrix takes in this library (its `data` is not looked at).
+typedef struct {
+    moesaic_matrix matrix;
+    int64_t bytes;  // written
+} moesaic_matrix_bytes_args;
+
+MOESAIC_API void moesaic_pack(const moesaic_pack_args*);
+MOESAIC_API void moesaic_unpack(const moesaic_unpack_args*);
+MOESAIC_API void moesaic_matrix_bytes(moesaic_matrix_bytes_args*);

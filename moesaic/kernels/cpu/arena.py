@@ -1,0 +1,56 @@
+"""Memory for weights: anonymous, in huge pages where the machine gives them, zero until it is touched."""
+
+import mmap
+
+import torch
+from torch import Tensor
+
+HUGE_PAGE = 2 << 20
+PAGE = 4096
+
+
+def allocate(nbytes: int) -> Tensor:
+    """`nbytes` zeros, uint8, aligned to 4 KiB, and to 2 MiB in huge pages where there is enough to fill one.
+
+    Pages take memory when they are first written. They are given back when the last tensor on them goes.
+    """
+    size = max(nbytes, 1)
+    huge = size >= HUGE_PAGE
+    align = HUGE_PAGE if huge else PAGE
+    private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    block = mmap.mmap(-1, round_up(size, align) + align, **private)
+    if huge and hasattr(mmap, "MADV_HUGEPAGE"):
+        block.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(block, dtype=torch.uint8)  # holds the mapping
+    start = -whole.data_ptr() % align
+    return whole[start : start + nbytes]
+
+
+class Arena:
+    """One allocation from which many tensors are taken, in order.
+
+    Attributes:
+        data: all of it, uint8.
+        used: bytes taken so far.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        self.data = allocate(nbytes)
+        self.used = 0
+
+    def take(self, nbytes: int, align: int = 64) -> Tensor:
+        """The next `nbytes` at an address that `align` (a power of two, at most 4096) divides, uint8.
+
+        Raises:
+            MemoryError: the arena is smaller than what is taken from it.
+        """
+        start = round_up(self.used, align)
+        if start + nbytes > self.data.numel():
+            raise MemoryError(f"an arena of {self.data.numel()} bytes has no room for {nbytes} after {start}")
+        self.used = start + nbytes
+        return self.data[start : self.used]
+
+
+def round_up(n: int, unit: int) -> int:
+    """The least multiple of `unit` that is not below `n`."""
+    return -(-n // unit) * unit
