@@ -6,6 +6,7 @@ writes bf16 safetensors in plain Hugging Face format, with a byte-level BPE toke
 folder without one. Routing is about uniform: the hardest case for whatever hopes to reuse an expert.
 """
 
+import json
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,12 +73,13 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 MAX_POSITIONS = 4096
 WEIGHT_STD = 0.02
+LAYER = ".layers.0."
 END = "<|endoftext|>"
 LEARNED_VOCABULARY = 8000  # more merges than this cost time and change no figure; the rest of the ids are unused tokens
 
 
 def make(shape: str, folder: str | Path, seed: int = 0, **overrides: Any) -> Path:
-    """Write a checkpoint of `shape` into `folder`, which is made.
+    """Write a checkpoint of `shape` into `folder`, which is made: a layer at a time, so that memory for one is enough.
 
     Args:
         overrides: keys of transformers' config class, such as num_hidden_layers=2.
@@ -90,23 +92,54 @@ def make(shape: str, folder: str | Path, seed: int = 0, **overrides: Any) -> Pat
 
     model_type, values = SHAPES[shape]
     special = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    config = AutoConfig.for_model(
-        model_type, **{"max_position_embeddings": MAX_POSITIONS, **special, **values, **overrides}
-    )
+    values = {"max_position_embeddings": MAX_POSITIONS, **special, **values, **overrides}
+    config = AutoConfig.for_model(model_type, **values)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.to_empty(device="cpu")
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name:
-                parameter.fill_(1.0)
-            else:
-                parameter.normal_(0.0, WEIGHT_STD, generator=generator)
-    model.tie_weights()
-    model.save_pretrained(folder, max_shard_size="4GB")
-    _tokenizer(config.vocab_size).save_pretrained(folder)
-    return Path(folder)
+        one = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(model_type, **values | {"num_hidden_layers": 1}), dtype=torch.bfloat16
+        )
+    one.to_empty(device="cpu")
+    one.tie_weights()
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    _write_weights(one, config.num_hidden_layers, path, torch.Generator().manual_seed(seed))
+    config.architectures, config.dtype = [type(one).__name__], torch.bfloat16
+    config.save_pretrained(path)
+    one.generation_config.save_pretrained(path)
+    _tokenizer(config.vocab_size).save_pretrained(path)
+    return path
+
+
+def _write_weights(one: Any, num_layers: int, folder: Path, generator: Any) -> None:
+    """Random shards and their index: what lies outside the layers, then layer after layer.
+
+    Args:
+        one: a transformers model of one layer, drawn anew for each; it knows the names of its checkpoint's tensors.
+    """
+    import torch
+    from safetensors.torch import save_file
+    from transformers.core_model_loading import revert_weight_conversion
+
+    places: dict[str, str] = {}
+    total = 0
+    for shard in range(num_layers + 1):
+        drawn = {name: p for name, p in one.named_parameters() if (LAYER in name) == (shard > 0)}
+        with torch.no_grad():
+            for name, parameter in drawn.items():
+                if "norm" in name:
+                    parameter.fill_(1.0)
+                else:
+                    parameter.normal_(0.0, WEIGHT_STD, generator=generator)
+        tensors = {
+            name.replace(LAYER, f".layers.{shard - 1}."): tensor.detach().clone(memory_format=torch.contiguous_format)
+            for name, tensor in revert_weight_conversion(one, drawn).items()
+        }
+        file = f"model-{shard + 1:05}-of-{num_layers + 1:05}.safetensors"
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        places |= dict.fromkeys(tensors, file)
+        total += sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
 
 
 def _tokenizer(vocab_size: int) -> Any:
