@@ -4,22 +4,28 @@ Other backends offer the same functions with the same arguments and are compared
 fp32 whatever the dtype. Nothing here promises the same bits for different batch sizes: torch's products do not.
 """
 
-from functools import cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from moesaic.kernels.reference_attention import paged_attention, plan_attention, write_kv
+from moesaic.kernels.reference_norm import add_layer_norm, add_rms_norm, embed, gather_rows, layer_norm, rms_norm
+from moesaic.kernels.reference_router import route
 from moesaic.kernels.registry import Case
 
 __all__ = [
+    "add_layer_norm",
+    "add_rms_norm",
     "apply_rope",
     "combine",
+    "embed",
     "fused_moe",
+    "gather_rows",
+    "layer_norm",
     "paged_attention",
     "plan_attention",
     "rms_norm",
+    "route",
     "silu_and_mul",
     "supports",
     "write_kv",
@@ -31,21 +37,6 @@ NAME = "reference"
 def supports(case: Case) -> str | None:
     """Why `case` cannot be served: never, this is the last fallback."""
     return None
-
-
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`x / sqrt(mean(x²) + eps) * weight` over the last dimension: `[..., D]`, `[D]` -> `[..., D]` in x's dtype."""
-    wide = x.float()
-    # Four operations; torch's own rms_norm is nine small ones on a CPU, and a step of a small model is all overhead.
-    norm = torch.linalg.vector_norm(wide, 2, -1, True)  # [..., 1]
-    scale = torch.addcmul(_scalar(eps, x.device), norm, norm, value=1 / x.shape[-1]).rsqrt_()
-    return (wide * scale).mul_(weight).to(x.dtype)
-
-
-@cache
-def _scalar(value: float, device: torch.device) -> Tensor:
-    """A number as a tensor, made once."""
-    return torch.tensor(value, device=device)
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

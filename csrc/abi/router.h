@@ -1,0 +1,37 @@
+// Which experts each token goes to, and with what weights.
+#pragma once
+
+#include "types.h"
+
+enum moesaic_scoring {
+    MOESAIC_SOFTMAX = 0,
+    MOESAIC_SIGMOID = 1,
+    MOESAIC_SQRT_SOFTPLUS = 2,
+    MOESAIC_IDENTITY = 3,
+};
+
+// See `moesaic.kernels.reference_router.route` for what each option means.
+typedef struct {
+    moesaic_count rows;
+    const float* logits;        // [rows, num_experts]
+    const float* bias;          // [num_experts] or null: added for the choice alone
+    const float* expert_scale;  // [num_experts] or null
+    int32_t* ids;               // [rows, top_k] out
+    float* weights;             // [rows, top_k] out
+    int64_t* counts;            // [num_experts] or null: adds the tokens that each expert was chosen for
+    int64_t num_experts;
+    int64_t top_k;
+    int64_t num_groups;
+    int64_t top_groups;
+    int32_t scoring;            // moesaic_scoring
+    int32_t select_first;       // 1: choose on the logits, then score the chosen
+    int32_t group_by_max;       // 1: a group scores its best expert; 0: the sum of its two best
+    int32_t renormalize;
+    float masked_score;         // what experts outside the chosen groups count as
+    float cap;                  // logits become cap * tanh(logits / cap); 0 for none
+    float epsilon;              // added to the sum that weights are divided by
+    float floor;                // the least that it may be
+    float scale;
+} moesaic_route_args;
+
+MOESAIC_API void moesaic_route(const moesaic_route_args* args);

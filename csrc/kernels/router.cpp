@@ -1,0 +1,195 @@
+// Routing: scores, groups, the best k with ties to the lowest id, weights and counts, a token at a time.
+//
+// A scoring function rises with its logit, so without a bias or groups the choice is made on the logits and only the
+// chosen are scored. NaN counts as the best there is for the choice, -inf as the lowest finite number: ids are always
+// valid and name no expert twice, and a weight that is NaN goes its way to the logits, where sampling reports it.
+#include "../abi/router.h"
+
+#include <limits>
+
+#include "../common/compare.h"
+#include "../common/formats.h"
+#include "../common/team.h"
+
+namespace moesaic {
+namespace {
+
+constexpr int64_t CHUNK = 16;
+constexpr int64_t WORK = 8192;  // logits that are worth a thread
+constexpr float INF = std::numeric_limits<float>::infinity();
+constexpr float LOWEST = std::numeric_limits<float>::lowest();
+constexpr int SCRATCH = 10;  // slot of the workspace
+
+// A token's buffers, each padded to whole chunks; `maxima` holds the largest choice of each chunk.
+struct Scratch {
+    int64_t padded;
+    float* logits;
+    float* choice;
+    float* groups;
+    float* maxima;
+
+    explicit Scratch(int64_t num_experts) : padded(round_up(num_experts, CHUNK)) {
+        const int64_t chunks = round_up(padded / CHUNK, CHUNK);
+        logits = static_cast<float*>(workspace(SCRATCH, size_t(3 * padded + chunks) * sizeof(float)));
+        choice = logits + padded;
+        groups = choice + padded;
+        maxima = groups + padded;
+    }
+};
+
+float largest(const float* x, int64_t n) {
+    Vec best = load(x);
+    for (int64_t i = W; i < n; i += W) best = max(best, load(x + i));
+    return reduce_max(best);
+}
+
+int64_t first_equal(const float* x, int64_t n, float value) {
+    for (int64_t i = 0; i < n; i += W) {
+        const uint32_t mask = equal(load(x + i), set1(value));
+        if (mask != 0) return i + __builtin_ctz(mask);
+    }
+    return 0;  // not reached: the value is one of them
+}
+
+// sqrt(log(1 + e^x)); log(1 + t) of t = e^-|x| as 2 artanh(t / (2 + t)), whose series ends early there.
+MOESAIC_INLINE Vec sqrt_softplus(Vec x) {
+    const Vec t = exp(sub(zero(), abs(x)));
+    const Vec s = div(t, add(t, set1(2.0f)));
+    const Vec q = mul(s, s);
+    Vec series = set1(2.0f / 17);
+    for (int odd = 15; odd >= 1; odd -= 2) series = fma(series, q, set1(2.0f / float(odd)));
+    return sqrt(fma(s, series, max(x, zero())));
+}
+
+MOESAIC_INLINE Vec score(int32_t scoring, Vec x) {
+    if (scoring == MOESAIC_SIGMOID) return sigmoid(x);
+    return scoring == MOESAIC_SQRT_SOFTPLUS ? sqrt_softplus(x) : x;
+}
+
+// The maximum and the sum of e^(x - maximum) of n values, a multiple of W.
+struct Softmax {
+    float top;
+    float sum;
+
+    Softmax(const float* x, int64_t n) : top(largest(x, n)) {
+        Vec total = zero();
+        for (int64_t i = 0; i < n; i += W) total = add(total, exp(sub(load(x + i), set1(top))));
+        sum = reduce_add(total);
+    }
+    Vec operator()(Vec x) const { return div(exp(sub(x, set1(top))), set1(sum)); }
+};
+
+// What the choice is made on: NaN is the best, -inf is finite so that -inf can mean taken.
+MOESAIC_INLINE Vec comparable(Vec x) { return max(min(x, set1(INF)), set1(LOWEST)); }
+
+float comparable(float x) { return std::isnan(x) ? INF : (x < LOWEST ? LOWEST : x); }
+
+void read_logits(const moesaic_route_args& a, const float* logits, const Scratch& s) {
+    std::memcpy(s.logits, logits, size_t(a.num_experts) * sizeof(float));
+    for (int64_t e = a.num_experts; e < s.padded; ++e) s.logits[e] = -INF;
+    if (a.cap == 0.0f) return;
+    const Vec cap = set1(a.cap), inverse = set1(1.0f / a.cap);
+    for (int64_t e = 0; e < s.padded; e += W) store(s.logits + e, mul(tanh(mul(load(s.logits + e), inverse)), cap));
+}
+
+void prepare_choice(const moesaic_route_args& a, const Scratch& s) {
+    if (a.select_first || (a.bias == nullptr && a.num_groups == 1)) {
+        std::memcpy(s.choice, s.logits, size_t(s.padded) * sizeof(float));
+    } else if (a.scoring == MOESAIC_SOFTMAX) {
+        const Softmax softmax(s.logits, s.padded);
+        for (int64_t e = 0; e < s.padded; e += W) store(s.choice + e, softmax(load(s.logits + e)));
+    } else {
+        for (int64_t e = 0; e < s.padded; e += W) store(s.choice + e, score(a.scoring, load(s.logits + e)));
+    }
+    for (int64_t e = 0; a.bias != nullptr && e < a.num_experts; ++e) s.choice[e] += a.bias[e];
+    for (int64_t e = 0; e < s.padded; e += W) store(s.choice + e, comparable(load(s.choice + e)));
+    for (int64_t e = a.num_experts; e < s.padded; ++e) s.choice[e] = -INF;
+}
+
+// What a group of n experts is worth.
+float group_score(const float* choice, int64_t n, bool by_max) {
+    float best = -INF, second = -INF;
+    for (int64_t i = 0; i < n; ++i) {
+        second = std::fmax(second, std::fmin(best, choice[i]));
+        best = std::fmax(best, choice[i]);
+    }
+    return comparable(by_max || n == 1 ? best : best + second);
+}
+
+// Experts outside the best groups count as `masked_score`.
+void mask_groups(const moesaic_route_args& a, const Scratch& s) {
+    const int64_t size = a.num_experts / a.num_groups;
+    for (int64_t g = 0; g < a.num_groups; ++g) s.groups[g] = group_score(s.choice + g * size, size, a.group_by_max);
+    for (int64_t i = 0; i < a.top_groups; ++i) {
+        int64_t best = 0;
+        for (int64_t g = 1; g < a.num_groups; ++g) best = s.groups[g] > s.groups[best] ? g : best;
+        s.groups[best] = -INF;  // taken
+    }
+    const float masked = comparable(a.masked_score);
+    for (int64_t g = 0; g < a.num_groups; ++g)
+        for (int64_t i = 0; s.groups[g] != -INF && i < size; ++i) s.choice[g * size + i] = masked;
+}
+
+// The k best, best first: the best chunk, the first place in it that holds its maximum, again.
+void pick(const moesaic_route_args& a, const Scratch& s, int32_t* ids) {
+    const int64_t chunks = s.padded / CHUNK, padded = round_up(chunks, CHUNK);
+    for (int64_t c = 0; c < padded; ++c) s.maxima[c] = c < chunks ? largest(s.choice + c * CHUNK, CHUNK) : -INF;
+    for (int64_t i = 0; i < a.top_k; ++i) {
+        const float best = largest(s.maxima, padded);
+        const int64_t c = first_equal(s.maxima, padded, best);
+        float* chunk = s.choice + c * CHUNK;
+        const int64_t place = first_equal(chunk, CHUNK, best);
+        ids[i] = int32_t(c * CHUNK + place);
+        chunk[place] = -INF;  // taken
+        s.maxima[c] = largest(chunk, CHUNK);
+    }
+}
+
+// The chosen logits' scores, into s.choice: k of them, padded to whole vectors.
+void score_chosen(const moesaic_route_args& a, const Scratch& s, const int32_t* ids) {
+    const int64_t padded = round_up(a.top_k, W);
+    for (int64_t i = 0; i < padded; ++i) s.choice[i] = i < a.top_k ? s.logits[ids[i]] : -INF;
+    if (a.scoring == MOESAIC_SOFTMAX) {
+        const Softmax softmax = a.select_first ? Softmax(s.choice, padded) : Softmax(s.logits, s.padded);
+        for (int64_t i = 0; i < padded; i += W) store(s.choice + i, softmax(load(s.choice + i)));
+    } else {
+        for (int64_t i = 0; i < padded; i += W) store(s.choice + i, score(a.scoring, load(s.choice + i)));
+    }
+}
+
+void weigh(const moesaic_route_args& a, const Scratch& s, const int32_t* ids, float* weights) {
+    score_chosen(a, s, ids);
+    float factor = a.scale;
+    if (a.renormalize) {
+        float sum = 0.0f;
+        for (int64_t i = 0; i < a.top_k; ++i) sum += s.choice[i];
+        sum += a.epsilon;
+        factor /= sum < a.floor ? a.floor : sum;
+    }
+    for (int64_t i = 0; i < a.top_k; ++i) {
+        weights[i] = s.choice[i] * factor;
+        if (a.expert_scale != nullptr) weights[i] *= a.expert_scale[ids[i]];
+    }
+}
+
+void route(const moesaic_route_args& a) {
+    const int64_t rows = *a.rows;
+    parallel_for(rows, WORK / a.num_experts + 1, [&](int64_t begin, int64_t end) {
+        const Scratch s(a.num_experts);
+        for (int64_t t = begin; t < end; ++t) {
+            int32_t* ids = a.ids + t * a.top_k;
+            read_logits(a, a.logits + t * a.num_experts, s);
+            prepare_choice(a, s);
+            if (a.num_groups > 1) mask_groups(a, s);
+            pick(a, s, ids);
+            weigh(a, s, ids, a.weights + t * a.top_k);
+        }
+    });
+    if (a.counts == nullptr) return;
+    for (int64_t i = 0; i < rows * a.top_k; ++i) ++a.counts[a.ids[i]];
+}
+
+}  // namespace
+}  // namespace moesaic
+
+MOESAIC_API void moesaic_route(const moesaic_route_args* args) { moesaic::route(*args); }

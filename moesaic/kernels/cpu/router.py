@@ -1,0 +1,105 @@
+"""Routing in C++. Arguments and results are those of `kernels.reference_router`."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from moesaic.kernels.cpu.calls import Count, Kernel, pointer
+from moesaic.kernels.reference_router import GroupScore, Order, Scoring
+
+SCORINGS = {"softmax": 0, "sigmoid": 1, "sqrt_softplus": 2, "identity": 3}
+ORDERS = {"score_then_select": 0, "select_then_score": 1}
+GROUP_SCORES = {"top2": 0, "max": 1}
+
+
+class RouteArguments(ctypes.Structure):
+    """`moesaic_route_args`."""
+
+    _fields_ = (
+        ("rows", Count),
+        ("logits", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("expert_scale", ctypes.c_void_p),
+        ("ids", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
+        ("num_experts", ctypes.c_int64),
+        ("top_k", ctypes.c_int64),
+        ("num_groups", ctypes.c_int64),
+        ("top_groups", ctypes.c_int64),
+        ("scoring", ctypes.c_int32),
+        ("select_first", ctypes.c_int32),
+        ("group_by_max", ctypes.c_int32),
+        ("renormalize", ctypes.c_int32),
+        ("masked_score", ctypes.c_float),
+        ("cap", ctypes.c_float),
+        ("epsilon", ctypes.c_float),
+        ("floor", ctypes.c_float),
+        ("scale", ctypes.c_float),
+    )
+
+
+_route = Kernel("route")
+
+
+def route(
+    logits: Tensor,
+    top_k: int,
+    scoring: Scoring = "softmax",
+    order: Order = "score_then_select",
+    renormalize: bool = False,
+    bias: Tensor | None = None,
+    num_groups: int = 1,
+    top_groups: int = 1,
+    group_score: GroupScore = "top2",
+    masked_score: float = float("-inf"),
+    epsilon: float = 0.0,
+    floor: float = 0.0,
+    scale: float = 1.0,
+    cap: float | None = None,
+    expert_scale: Tensor | None = None,
+    counts: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Choose the experts of each token and weigh them: logits `[T, E]` fp32 -> ids `[T, k]` int32 and weights `[T, k]`.
+
+    `kernels.reference_router.route` says what each argument means.
+
+    Raises:
+        ValueError: sizes that do not fit each other.
+    """
+    num_tokens, num_experts = logits.shape
+    if not 1 <= top_k <= num_experts:
+        raise ValueError(f"top_k is {top_k} of {num_experts} experts")
+    if not 1 <= top_groups <= num_groups or num_experts % num_groups:
+        raise ValueError(f"{top_groups} of {num_groups} groups of {num_experts} experts")
+    for name, tensor in (("bias", bias), ("expert_scale", expert_scale), ("counts", counts)):
+        if tensor is not None and tensor.shape != (num_experts,):
+            raise ValueError(f"{name} is {list(tensor.shape)}, there are {num_experts} experts")
+    ids = torch.empty(num_tokens, top_k, dtype=torch.int32)
+    weights = torch.empty(num_tokens, top_k)
+    rows = ctypes.c_int64(num_tokens)
+    arguments = RouteArguments(
+        ctypes.pointer(rows),
+        pointer(logits),
+        pointer(bias),
+        pointer(expert_scale),
+        pointer(ids, torch.int32),
+        pointer(weights),
+        pointer(counts, torch.int64),
+        num_experts,
+        top_k,
+        num_groups,
+        top_groups,
+        SCORINGS[scoring],
+        ORDERS[order],
+        GROUP_SCORES[group_score],
+        renormalize,
+        masked_score,
+        cap or 0.0,
+        epsilon,
+        floor,
+        scale,
+    )
+    _route(arguments)
+    return ids, weights

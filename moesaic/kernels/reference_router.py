@@ -1,0 +1,106 @@
+"""The oracle's router, in plain torch: one function whose options cover the routers of published MoE models."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Scoring = Literal["softmax", "sigmoid", "sqrt_softplus", "identity"]
+Order = Literal["score_then_select", "select_then_score"]
+GroupScore = Literal["top2", "max"]
+
+LOWEST = torch.finfo(torch.float32).min
+
+
+def route(
+    logits: Tensor,
+    top_k: int,
+    scoring: Scoring = "softmax",
+    order: Order = "score_then_select",
+    renormalize: bool = False,
+    bias: Tensor | None = None,
+    num_groups: int = 1,
+    top_groups: int = 1,
+    group_score: GroupScore = "top2",
+    masked_score: float = float("-inf"),
+    epsilon: float = 0.0,
+    floor: float = 0.0,
+    scale: float = 1.0,
+    cap: float | None = None,
+    expert_scale: Tensor | None = None,
+    counts: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Choose the experts of each token and weigh them, in fp32.
+
+    Without a bias or groups the choice is made on the logits, as every scoring rises with them; equals go to the
+    lowest id. For the choice NaN counts as the best there is, so that ids are always valid.
+
+    Args:
+        logits: `[T, E]`.
+        scoring: of a logit; "sqrt_softplus" is `sqrt(log(1 + e^x))`.
+        order: "score_then_select" scores all experts and keeps the best; "select_then_score" keeps the best logits
+            and scores these alone (which matters for a softmax, and for what a bias is added to).
+        renormalize: divide the kept scores by `max(sum + epsilon, floor)`.
+        bias: `[E]`, added for the choice alone (Wang et al. 2024); weights come from the unbiased scores.
+        num_groups, top_groups: experts are cut into groups of consecutive ids, of which the best are kept
+            (DeepSeek-V2 and V3); experts outside count as `masked_score` (-inf; 0 in some models).
+        group_score: a group's "max", or the sum of its "top2".
+        scale: of the weights, after renormalising.
+        cap: logits become `cap * tanh(logits / cap)` first.
+        expert_scale: `[E]`, multiplies the weight of each expert.
+        counts: `[E]` int64, to which the number of tokens that each expert was chosen for is added.
+
+    Returns:
+        ids `[T, k]` int32, best first, and weights `[T, k]` fp32.
+    """
+    logits = logits.float()
+    if cap is not None:
+        logits = torch.tanh(logits / cap) * cap
+    choice = logits
+    if order == "score_then_select" and (bias is not None or num_groups > 1):
+        choice = _score(logits, scoring)
+    if bias is not None:
+        choice = choice + bias
+    choice = _comparable(choice)
+    if num_groups > 1:
+        choice = _mask_groups(choice, num_groups, top_groups, group_score, masked_score)
+    ids = _best(choice, top_k)
+    if order == "score_then_select":
+        weights = _score(logits, scoring).gather(1, ids)
+    else:
+        weights = _score(logits.gather(1, ids), scoring)
+    if renormalize:
+        weights = weights / (weights.sum(-1, keepdim=True) + epsilon).clamp(min=floor)
+    weights = weights * scale
+    if expert_scale is not None:
+        weights = weights * expert_scale[ids]
+    if counts is not None:
+        counts += torch.bincount(ids.flatten(), minlength=counts.shape[0])
+    return ids.int(), weights
+
+
+def _score(x: Tensor, scoring: Scoring) -> Tensor:
+    if scoring == "softmax":
+        return x.softmax(-1)
+    if scoring == "sigmoid":
+        return x.sigmoid()
+    return F.softplus(x).sqrt() if scoring == "sqrt_softplus" else x
+
+
+def _comparable(x: Tensor) -> Tensor:
+    """NaN as infinity, -inf as the lowest finite number."""
+    return x.nan_to_num(nan=float("inf"), posinf=float("inf"), neginf=LOWEST)
+
+
+def _best(x: Tensor, k: int) -> Tensor:
+    """Ids `[T, k]` of the largest, best first, among equals the lowest: torch.topk promises no order of equals, a
+    stable sort does."""
+    return torch.sort(x, dim=-1, descending=True, stable=True).indices[:, :k]
+
+
+def _mask_groups(choice: Tensor, num_groups: int, top: int, group_score: GroupScore, masked_score: float) -> Tensor:
+    groups = choice.view(choice.shape[0], num_groups, -1)
+    best = groups.topk(min(2 if group_score == "top2" else 1, groups.shape[-1]), dim=-1).values.sum(-1)
+    kept = torch.zeros_like(best, dtype=torch.bool).scatter_(1, _best(_comparable(best), top), True)
+    return groups.masked_fill(~kept[..., None], max(masked_score, LOWEST)).view_as(choice)
