@@ -86,10 +86,11 @@ float comparable(float x) { return std::isnan(x) ? INF : (x < LOWEST ? LOWEST : 
 
 void read_logits(const moesaic_route_args& a, const float* logits, const Scratch& s) {
     std::memcpy(s.logits, logits, size_t(a.num_experts) * sizeof(float));
+    if (a.cap != 0.0f) {
+        const Vec cap = set1(a.cap), inverse = set1(1.0f / a.cap);
+        for (int64_t e = 0; e < s.padded; e += W) store(s.logits + e, mul(tanh(mul(load(s.logits + e), inverse)), cap));
+    }
     for (int64_t e = a.num_experts; e < s.padded; ++e) s.logits[e] = -INF;
-    if (a.cap == 0.0f) return;
-    const Vec cap = set1(a.cap), inverse = set1(1.0f / a.cap);
-    for (int64_t e = 0; e < s.padded; e += W) store(s.logits + e, mul(tanh(mul(load(s.logits + e), inverse)), cap));
 }
 
 void prepare_choice(const moesaic_route_args& a, const Scratch& s) {

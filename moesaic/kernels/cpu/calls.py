@@ -5,7 +5,7 @@ One Python function for an operation, one `ctypes.Structure` for its arguments, 
 """
 
 import ctypes
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,9 +39,18 @@ FLOAT_KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 class Kernel:
     """A C function `void moesaic_<name>(const arguments*)`, resolved when first called."""
 
+    _all: ClassVar[list["Kernel"]] = []
+
     def __init__(self, name: str) -> None:
         self.name = name
         self._function: Any = None
+        self._all.append(self)
+
+    @classmethod
+    def forget(cls) -> None:
+        """Resolve every function anew at its next call: MOESAIC_ISA has changed."""
+        for kernel in cls._all:
+            kernel._function = None
 
     def __call__(self, arguments: ctypes.Structure) -> None:
         """Run it with these arguments; they may be changed or dropped afterwards."""
