@@ -15,8 +15,14 @@ SIZES = {
     "overhead": ["--batch-size", "1", "--batch-size", "3", "--input-len", "4", "--steps", "5"],
 }
 METRICS = {
-    "latency": {"run", "time_to_first_token", "decode_step", "generated_tokens"},
-    "throughput": {"requests", "prompt_tokens", "generated_tokens", "total_tokens"},
+    "latency": {
+        *("run", "time_to_first_token", "decode_step", "generated_tokens"),
+        *("prefill_share", "decode_share", "stream", "gemm_fp32"),
+    },
+    "throughput": {
+        *("requests", "prompt_tokens", "generated_tokens", "total_tokens"),
+        *("share", "stream", "gemm_fp32"),
+    },
     "overhead": {"step", "forward", "engine", "engine+frontend"},
 }
 
@@ -49,7 +55,15 @@ def test_prints_a_table_and_a_line_a_figure(bench, name: str) -> None:
 
 def test_json_only(bench) -> None:
     result = bench("latency", *SIZES["latency"], "--json-only")
-    assert [set(json.loads(line)) for line in result.stdout.splitlines()] == [KEYS] * 4
+    assert [set(json.loads(line)) for line in result.stdout.splitlines()] == [KEYS] * 8
+
+
+def test_latency_is_set_against_its_floor(bench) -> None:
+    lines = bench("latency", *SIZES["latency"], "--json-only").stdout.splitlines()
+    figures = {f["metric"]: f for f in map(json.loads, lines)}
+    assert figures["decode_step"]["baseline"] > 0 and figures["time_to_first_token"]["baseline"] > 0
+    assert 0 < figures["decode_share"]["value"] < 1
+    assert figures["decode_share"]["value"] == pytest.approx(1 / figures["decode_step"]["ratio"], rel=0.05)
 
 
 def test_overhead_is_a_part_of_the_step(bench) -> None:

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from moesaic.entrypoints.bench.report import Figure, report
 from moesaic.entrypoints.bench.workload import random_prompts
 
@@ -21,6 +23,14 @@ def test_a_line_holds_the_median_and_every_key() -> None:
 def test_the_ratio_is_value_over_baseline() -> None:
     line = json.loads(figure("m x", [3.0], baseline=2.0).line())
     assert (line["baseline"], line["ratio"]) == (2.0, 1.5)
+
+
+def test_runs_are_compared_one_by_one() -> None:
+    """Where both were measured in each run, the median of ratios is not the ratio of medians."""
+    made = Figure(bench="b", case="c", metric="m", unit="u", samples=[1.0, 4.0, 6.0], baselines=[1.0, 8.0, 4.0])
+    assert (made.value, made.baseline, made.ratio) == (4.0, 4.0, 1.0)
+    with pytest.raises(ValueError, match="2 samples of m, 1 baselines"):
+        Figure(bench="b", case="c", metric="m", unit="u", samples=[1.0, 2.0], baselines=[1.0])
 
 
 def test_the_table_says_what_all_cases_share_once(capsys) -> None:

@@ -5,7 +5,7 @@ runs to its full length. Nothing here depends on what the model says.
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, median
 from time import perf_counter
@@ -15,7 +15,9 @@ from moesaic.core.outputs import RequestOutput
 from moesaic.core.sampling_params import SamplingParams
 from moesaic.engine.llm import LLM
 from moesaic.engine.llm_engine import LLMEngine
+from moesaic.entrypoints.bench.floor import Work
 from moesaic.entrypoints.bench.report import Figure
+from moesaic.entrypoints.bench.share import Meter, watching
 from moesaic.entrypoints.bench.workload import model_case, random_prompts
 
 MS = 1e3
@@ -32,12 +34,14 @@ class Step:
         whole: LLMEngine.step, with detokenisation.
         engine: Engine.step, by the engine's own clock.
         forward: the model's part of it, by the worker's.
+        first: a request of the batch still waited for its first token when the step began.
         steady: every sequence of the batch decoded one token in it, and none began or ended.
     """
 
     whole: float
     engine: float
     forward: float
+    first: bool
     steady: bool
 
 
@@ -56,8 +60,16 @@ class BatchRun:
     steps: list[Step] = field(default_factory=list)
 
 
-def run_batch(engine: LLMEngine, prompts: Sequence[list[int]], params: SamplingParams) -> BatchRun:
+def run_batch(
+    engine: LLMEngine,
+    prompts: Sequence[list[int]],
+    params: SamplingParams,
+    after_step: Callable[[Step], float] | None = None,
+) -> BatchRun:
     """Serve prompts as one batch, and time every step.
+
+    Args:
+        after_step: called after each; what it takes is not counted, by the seconds that it returns.
 
     Raises:
         MoesaicError: a request failed, so that the times mean nothing.
@@ -82,7 +94,9 @@ def run_batch(engine: LLMEngine, prompts: Sequence[list[int]], params: SamplingP
             answers[output.request_id] = output.outputs[0].token_ids
         decoded = all_began and after[2] - computed == len(ids)
         steady = decoded and len(outputs) == len(ids) and not any(output.finished for output in outputs)
-        run.steps.append(Step(now - before, after[0] - step_seconds, after[1] - forward_seconds, steady))
+        run.steps.append(Step(now - before, after[0] - step_seconds, after[1] - forward_seconds, not all_began, steady))
+        if after_step is not None:
+            start += after_step(run.steps[-1])
     run.seconds = perf_counter() - start
     run.first_token = [first_token[request_id] for request_id in ids]
     run.token_ids = [answers[request_id] for request_id in ids]
@@ -109,28 +123,91 @@ def _case(engine: LLMEngine) -> str:
 def latency(
     engine: LLMEngine, *, batch_size: int, input_len: int, output_len: int, runs: int, warmup: int, seed: int
 ) -> list[Figure]:
-    """One batch of equal requests, greedy, `runs` times after `warmup` uncounted ones."""
+    """One batch of equal requests, greedy, `runs` times after `warmup` uncounted ones, beside the machine's limits.
+
+    The baselines of `time_to_first_token` and `decode_step` are their floors; `prefill_share` and `decode_share` are
+    floor over time.
+    """
     _check_batch_size(engine, batch_size)
     params = SamplingParams(max_tokens=output_len, ignore_eos=True, **GREEDY)
+    meter = Meter(engine)
     counted = []
     for i in range(warmup + runs):
         prompts = random_prompts([input_len] * batch_size, engine.engine.info.vocab_size, seed + i)
-        run = run_batch(engine, prompts, params)
-        if i >= warmup:
-            counted.append(run)
-    steady = [[step.whole for step in run.steps if step.steady] for run in counted]
-    measured = {
-        ("run", "s"): [run.seconds for run in counted],
-        ("time_to_first_token", "ms"): [median(run.first_token) * MS for run in counted],
-        ("decode_step", "ms"): [mean(steps) * MS for steps in steady if steps],
-        ("generated_tokens", "tokens/s"): [batch_size * output_len / run.seconds for run in counted],
-    }
+        if i < warmup:
+            run_batch(engine, prompts, params)
+        else:
+            counted.append(_measured(engine, prompts, params, meter))
+    decode = [run for run in counted if run.decode_steps]
+    # metric, unit, samples, floors
+    measured = [
+        ("run", "s", [run.seconds for run in counted], None),
+        (
+            "time_to_first_token",
+            "ms",
+            [run.first_token * MS for run in counted],
+            [run.prefill_floor * MS for run in counted],
+        ),
+        ("decode_step", "ms", [run.decode_step * MS for run in decode], [run.decode_floor * MS for run in decode]),
+        ("generated_tokens", "tokens/s", [batch_size * output_len / run.seconds for run in counted], None),
+        ("prefill_share", "share", [run.prefill_floor / run.prefill_seconds for run in counted], None),
+        ("decode_share", "share", [run.decode_floor / run.decode_step for run in decode], None),
+    ]
     case = f"{_case(engine)} batch={batch_size} in={input_len} out={output_len}"
     return [
-        Figure(bench="latency", case=case, metric=metric, unit=unit, samples=samples)
-        for (metric, unit), samples in measured.items()
+        Figure(bench="latency", case=case, metric=metric, unit=unit, samples=samples, baselines=floors)
+        for metric, unit, samples, floors in measured
         if samples  # a batch whose prompts outlast its outputs has no step that only decodes
-    ]
+    ] + meter.figures("latency", case)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One batch beside the machine's limits; times in seconds.
+
+    Attributes:
+        first_token: median of the requests, from the batch's arrival.
+        prefill_seconds, prefill_floor: of all steps until every request had its first token.
+        decode_step, decode_floor: means over the steps in which every request decodes.
+    """
+
+    seconds: float
+    first_token: float
+    prefill_seconds: float
+    prefill_floor: float
+    decode_steps: int
+    decode_step: float
+    decode_floor: float
+
+
+def _measured(engine: LLMEngine, prompts: Sequence[list[int]], params: SamplingParams, meter: Meter) -> Measured:
+    first: list[Work] = []
+    steady: list[Work] = []
+
+    def after_step(step: Step) -> float:
+        before = perf_counter()
+        work = watch.close_step()
+        if work is not None and step.first:
+            first.append(work)
+        if work is not None and step.steady:
+            steady.append(work)
+        meter.between()
+        return perf_counter() - before
+
+    meter.begin()
+    with watching(engine) as watch:
+        run = run_batch(engine, prompts, params, after_step)
+    meter.end()
+    times = [step.whole for step in run.steps if step.steady]
+    return Measured(
+        seconds=run.seconds,
+        first_token=median(run.first_token),
+        prefill_seconds=sum(step.whole for step in run.steps if step.first),
+        prefill_floor=meter.floor(first),
+        decode_steps=len(times),
+        decode_step=mean(times) if times else 0.0,
+        decode_floor=meter.floor(steady) / len(steady) if steady else 0.0,
+    )
 
 
 def throughput(
@@ -147,14 +224,21 @@ def throughput(
     inputs = [_spread(draw, input_len, spread) for _ in range(num_prompts)]
     outputs = [_spread(draw, output_len, spread) for _ in range(num_prompts)]
     params = [SamplingParams(max_tokens=length, ignore_eos=True, **GREEDY) for length in outputs]
-    seconds = []
+    seconds, floors = [], []
+    meter = Meter(llm.llm_engine)
     for i in range(warmup + runs):
         prompts = random_prompts(inputs, info.vocab_size, seed + i)
-        start = perf_counter()
-        results = llm.generate(prompts, params, use_tqdm=False)
-        if i >= warmup:
+        if i < warmup:
+            _check(llm.generate(prompts, params, use_tqdm=False))
+            continue
+        meter.begin()
+        with watching(llm.llm_engine, count_each=True) as watch:
+            start = perf_counter()
+            results = llm.generate(prompts, params, use_tqdm=False)
             seconds.append(perf_counter() - start)
+        meter.end()
         _check(results)
+        floors.append(meter.floor(watch.works))
     amounts = {
         ("requests", "requests/s"): num_prompts,
         ("prompt_tokens", "tokens/s"): sum(inputs),
@@ -162,10 +246,13 @@ def throughput(
         ("total_tokens", "tokens/s"): sum(inputs) + sum(outputs),
     }
     case = f"{_case(llm.llm_engine)} prompts={num_prompts} in~{input_len} out~{output_len}"
-    return [
+    figures = [
         Figure(bench="throughput", case=case, metric=metric, unit=unit, samples=[amount / s for s in seconds])
         for (metric, unit), amount in amounts.items()
     ]
+    shares = [floor / took for floor, took in zip(floors, seconds, strict=True)]
+    figures.append(Figure(bench="throughput", case=case, metric="share", unit="share", samples=shares))
+    return figures + meter.figures("throughput", case)
 
 
 def _spread(draw: random.Random, length: int, spread: float) -> int:

@@ -21,7 +21,8 @@ class Figure:
         case: the model and the work, what cases share first.
         metric: what was measured.
         samples: one measurement a run (or a step); the figure is their median.
-        baseline: what it is compared with, in the same unit.
+        baseline: what it is compared with, in the same unit; the median of `baselines`, where these are given.
+        baselines: what each sample is compared with, measured beside it; the figure's ratio is the median of theirs.
     """
 
     bench: str
@@ -30,6 +31,13 @@ class Figure:
     unit: str
     samples: Sequence[float]
     baseline: float | None = None
+    baselines: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.baselines is not None:
+            if len(self.baselines) != len(self.samples):
+                raise ValueError(f"{len(self.samples)} samples of {self.metric}, {len(self.baselines)} baselines")
+            object.__setattr__(self, "baseline", median(self.baselines))
 
     @property
     def value(self) -> float:
@@ -37,7 +45,9 @@ class Figure:
 
     @property
     def ratio(self) -> float | None:
-        """Value over baseline."""
+        """Value over baseline; run by run where both were measured in each, since a machine's pace changes between."""
+        if self.baselines is not None and all(self.baselines):
+            return median(ours / theirs for ours, theirs in zip(self.samples, self.baselines, strict=True))
         return self.value / self.baseline if self.baseline else None
 
     def line(self) -> str:

@@ -1,0 +1,152 @@
+"""The floor of a step: what it cannot be faster than. Torch-free arithmetic on a model's spec.
+
+A step reads every weight that it needs once, and the keys and values of its sequences; it multiplies each of its tokens
+with the weights that the token meets. Bytes over the memory's bandwidth, or operations over the peak of matrix
+products, whichever takes longer, is the floor. Both limits are measured beside the step (`limits`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moesaic.core.formats import WeightFormat
+from moesaic.models.spec import AttentionSpec, ModelSpec, MoESpec
+
+BITS = {"f32": 32, "f16": 16, "bf16": 16, "w8": 8, "w4": 4, "w8a8": 8}
+SCALE_BITS = 16
+SMALL_BYTES = 4  # norms and biases are kept as fp32
+MULTIPLY_ADD = 2  # operations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Formats:
+    """What a model's weights and its KV cache are kept in.
+
+    Attributes:
+        kv_bytes: of one element of a key or value.
+    """
+
+    experts: WeightFormat
+    dense: WeightFormat  # attention's projections and feed-forwards without experts
+    head: WeightFormat
+    router: WeightFormat = WeightFormat("f32")
+    kv_bytes: float = 4.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What one step computes.
+
+    Attributes:
+        chunks: for each sequence, how many of its tokens were there before, and how many are computed.
+        rows: of logits.
+        distinct: experts that the step's tokens go to, an entry a layer; None for what uniform routing would touch.
+    """
+
+    chunks: Sequence[tuple[int, int]]
+    rows: int
+    distinct: Sequence[int] | None = None
+
+    @property
+    def tokens(self) -> int:
+        return sum(count for _, count in self.chunks)
+
+
+def decode(batch: int, context: int) -> Work:
+    """A step in which `batch` sequences get one token each, the last of `context`."""
+    return Work(chunks=[(context - 1, 1)] * batch, rows=batch)
+
+
+def prefill(batch: int, length: int) -> Work:
+    """A step that computes `batch` prompts and their first tokens."""
+    return Work(chunks=[(0, length)] * batch, rows=batch)
+
+
+def expected_distinct(num_experts: int, top_k: int, tokens: int) -> float:
+    """Experts that `tokens` tokens touch, each drawing `top_k` of them uniformly without repetition."""
+    return num_experts * (1 - (1 - top_k / num_experts) ** tokens)
+
+
+def matrix_bytes(format: WeightFormat, rows: int, cols: int) -> float:
+    """Of a matrix with `rows` outputs and `cols` inputs, as csrc/common/formats.h keeps it, less padding."""
+    bits = rows * cols * BITS[format.kind]
+    if format.quantised:
+        groups = -(-cols // format.group) if format.group else 1
+        bits += rows * groups * SCALE_BITS * (2 if format.offsets else 1)
+    return bits / 8
+
+
+def step_bytes(spec: ModelSpec, formats: Formats, work: Work) -> float:
+    """Bytes that the step must read: weights once, keys and values of all it attends to once."""
+    hidden = spec.hidden_size
+    total = matrix_bytes(formats.head, spec.vocab_size, hidden) if work.rows else 0.0
+    for index, layer in enumerate(spec.layers):
+        attention, ffn = layer.attention, layer.ffn
+        total += matrix_bytes(formats.dense, attention.q_size + 2 * attention.kv_size, hidden)
+        total += matrix_bytes(formats.dense, hidden, attention.q_size)
+        total += SMALL_BYTES * (attention.num_parameters(hidden) - _projections(attention, hidden) + 2 * hidden)
+        total += formats.kv_bytes * 2 * attention.kv_size * sum(_keys_read(attention, *chunk) for chunk in work.chunks)
+        if isinstance(ffn, MoESpec):
+            touched = (
+                expected_distinct(ffn.num_experts, ffn.router.top_k, work.tokens)
+                if work.distinct is None
+                else work.distinct[index]
+            )
+            total += matrix_bytes(formats.router, ffn.num_experts, hidden)
+            total += touched * _gated_bytes(formats.experts, hidden, ffn.intermediate_size)
+        else:
+            total += _gated_bytes(formats.dense, hidden, ffn.intermediate_size)
+    return total
+
+
+def step_operations(spec: ModelSpec, work: Work) -> float:
+    """Additions and multiplications of the step's matrix products and its attention."""
+    hidden = spec.hidden_size
+    total = float(work.rows * spec.vocab_size * hidden)
+    for layer in spec.layers:
+        attention = layer.attention
+        total += work.tokens * (_projections(attention, hidden) + layer.ffn.num_active_parameters(hidden))
+        total += 2 * attention.q_size * sum(_pairs(attention, *chunk) for chunk in work.chunks)
+    return MULTIPLY_ADD * total
+
+
+def floor_seconds(spec: ModelSpec, formats: Formats, work: Work, stream: float, peak: float) -> float:
+    """What the step takes at least.
+
+    Args:
+        stream: bytes a second that memory gives.
+        peak: operations a second of matrix products in the formats' precision.
+    """
+    return max(step_bytes(spec, formats, work) / stream, step_operations(spec, work) / peak)
+
+
+def weight_bytes(spec: ModelSpec, formats: Formats, embedding_bytes: float = 2.0) -> float:
+    """All weights as they lie in memory.
+
+    Args:
+        embedding_bytes: of an element of the embedding table, where the output projection is another matrix.
+    """
+    every = Work(chunks=[], rows=1, distinct=[getattr(layer.ffn, "num_experts", 0) for layer in spec.layers])
+    table = 0.0 if spec.tied_embeddings else spec.vocab_size * spec.hidden_size * embedding_bytes
+    return step_bytes(spec, formats, every) + table
+
+
+def _gated_bytes(weight: WeightFormat, hidden: int, intermediate: int) -> float:
+    return matrix_bytes(weight, 2 * intermediate, hidden) + matrix_bytes(weight, hidden, intermediate)
+
+
+def _projections(attention: AttentionSpec, hidden: int) -> int:
+    """Elements of attention's matrices."""
+    return hidden * (2 * attention.q_size + 2 * attention.kv_size)
+
+
+def _keys_read(attention: AttentionSpec, start: int, count: int) -> int:
+    """Positions whose keys a chunk needs: all before its end, or those that its first token's window reaches."""
+    return start + count if attention.window is None else min(start + count, attention.window - 1 + count)
+
+
+def _pairs(attention: AttentionSpec, start: int, count: int) -> int:
+    """Pairs of a computed token and a position that it sees."""
+    window = attention.window
+    if window is None:
+        return count * start + count * (count + 1) // 2
+    return sum(min(position + 1, window) for position in range(start, start + count))

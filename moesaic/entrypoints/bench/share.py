@@ -1,0 +1,140 @@
+"""How near a run comes to the machine's limits: what its steps computed, and the floor under it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import fmean
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from moesaic.core.formats import WeightFormat
+from moesaic.core.step import StepPlan, StepResult
+from moesaic.engine.llm_engine import LLMEngine
+from moesaic.entrypoints.bench.floor import Formats, Work, floor_seconds
+from moesaic.entrypoints.bench.limits import GIGA, Stream, gemm_kind, gemm_peak
+from moesaic.entrypoints.bench.report import Figure
+
+DTYPE_KINDS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+READ_EVERY = 0.25  # seconds between two reads of the bandwidth within a run
+
+
+def formats_of(engine: LLMEngine) -> Formats:
+    """What the engine keeps weights and KV in."""
+    dtype = engine.engine.info.dtype
+    plain = WeightFormat(DTYPE_KINDS[dtype])
+    return Formats(experts=plain, dense=plain, head=plain, router=plain, kv_bytes=DTYPE_BYTES[dtype])
+
+
+class Watch:
+    """Sees what each step of an engine computes, while `watching` is entered."""
+
+    def __init__(self, engine: LLMEngine, count_each: bool) -> None:
+        self.works: list[Work] = []
+        self._executor: Any = engine.engine.executor
+        self._plain: Callable[[StepPlan], StepResult] = self._executor.execute
+        self._plan: StepPlan | None = None
+        self._count_each = count_each
+        self._stats = getattr(getattr(self._executor, "model", None), "expert_stats", None)
+        self._before = self._counts()
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """The executor's `execute`, which notes the plan."""
+        result = self._plain(plan)
+        self._plan = plan
+        if self._count_each:
+            self.close_step()
+        return result
+
+    def close_step(self) -> Work | None:
+        """Count what the last step did; called between steps, where it takes no time from them."""
+        plan, self._plan = self._plan, None
+        if plan is None or not plan.advance:
+            return None
+        distinct = None
+        if self._before is not None:
+            now = self._counts()
+            assert now is not None
+            distinct = (now != self._before).sum(1).tolist()
+            self._before = now
+        chunks = [(item.start, item.num_tokens) for item in plan.advance]
+        self.works.append(Work(chunks=chunks, rows=sum(item.samples for item in plan.advance), distinct=distinct))
+        return self.works[-1]
+
+    def _counts(self) -> torch.Tensor | None:
+        return None if self._stats is None else self._stats.counts.clone()
+
+
+@contextmanager
+def watching(engine: LLMEngine, count_each: bool = False) -> Iterator[Watch]:
+    """Watch an engine's steps.
+
+    Args:
+        count_each: count within each step; else whoever drives the engine calls `close_step` after each.
+    """
+    watch = Watch(engine, count_each)
+    executor: Any = engine.engine.executor
+    executor.execute = watch.execute
+    try:
+        yield watch
+    finally:
+        del executor.execute
+
+
+class Meter:
+    """The machine's limits as they were beside one run after another.
+
+    Attributes:
+        stream: bytes a second, one entry a run: the mean of what was read before, in and after it.
+        peak: operations a second, one entry a run.
+    """
+
+    def __init__(self, engine: LLMEngine) -> None:
+        self.spec = engine.engine.executor.model.spec
+        self.formats = formats_of(engine)
+        self.kind = gemm_kind(self.formats.experts.kind)
+        self.stream: list[float] = []
+        self.peak: list[float] = []
+        self._reader = Stream()
+        self._reads: list[float] = []
+        self._last = 0.0
+        gemm_peak(self.kind)  # the first call prepares it
+
+    def begin(self) -> None:
+        """Right before a run."""
+        self._peak = gemm_peak(self.kind)
+        self._reads = [self._reader.read()]
+        self._last = perf_counter()
+
+    def between(self) -> float:
+        """Between two steps of a run: read again, if it is time; the seconds that this took."""
+        now = perf_counter()
+        if now - self._last < READ_EVERY:
+            return 0.0
+        self._reads.append(self._reader.read())
+        self._last = perf_counter()
+        return self._last - now
+
+    def end(self) -> None:
+        """Right after a run."""
+        self._reads.append(self._reader.read())
+        self.stream.append(fmean(self._reads))
+        self.peak.append(max(self._peak, gemm_peak(self.kind)))
+
+    def floor(self, works: Sequence[Work]) -> float:
+        """Seconds under which the run that ended last could not have done this."""
+        return sum(floor_seconds(self.spec, self.formats, work, self.stream[-1], self.peak[-1]) for work in works)
+
+    def figures(self, bench: str, case: str) -> list[Figure]:
+        """The limits themselves."""
+        return [
+            Figure(bench=bench, case=case, metric="stream", unit="GB/s", samples=[rate / GIGA for rate in self.stream]),
+            Figure(
+                bench=bench,
+                case=case,
+                metric=f"gemm_{self.kind}",
+                unit="GFLOP/s" if self.kind != "u8s8" else "GOP/s",
+                samples=[rate / GIGA for rate in self.peak],
+            ),
+        ]

@@ -1,0 +1,106 @@
+"""The floor of a step, counted by hand on a model small enough for it."""
+
+import pytest
+
+from moesaic.core.formats import WeightFormat
+from moesaic.entrypoints.bench.floor import (
+    Formats,
+    Work,
+    decode,
+    expected_distinct,
+    floor_seconds,
+    matrix_bytes,
+    prefill,
+    step_bytes,
+    step_operations,
+    weight_bytes,
+)
+from moesaic.models.spec import AttentionSpec, DenseSpec, LayerSpec, ModelSpec, MoESpec, RopeSpec, RouterSpec
+
+HIDDEN, VOCAB, INNER, EXPERTS, TOP = 8, 32, 4, 4, 2
+BF16 = WeightFormat("bf16")
+PLAIN = Formats(experts=BF16, dense=BF16, head=BF16, router=BF16, kv_bytes=2)
+NORMS = 2 * HIDDEN * 4  # of a layer, in fp32
+
+
+def model(*ffns, window=None) -> ModelSpec:
+    attention = AttentionSpec(
+        num_heads=2, num_kv_heads=1, head_dim=4, scale=1.0, rope=RopeSpec(theta=1e4), window=window
+    )
+    return ModelSpec(
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        max_position_embeddings=64,
+        norm_eps=1e-6,
+        tied_embeddings=False,
+        layers=tuple(LayerSpec(attention=attention, ffn=ffn) for ffn in ffns),
+    )
+
+
+MOE = MoESpec(num_experts=EXPERTS, intermediate_size=INNER, router=RouterSpec(top_k=TOP))
+DENSE = DenseSpec(intermediate_size=INNER)
+PROJECTIONS = HIDDEN * (8 + 4 + 4) + 8 * HIDDEN  # q, k, v, output
+EXPERT = 3 * HIDDEN * INNER
+
+
+def test_a_token_reads_its_experts_and_its_keys() -> None:
+    spec = model(MOE)
+    weights = 2 * (VOCAB * HIDDEN + PROJECTIONS + EXPERTS * HIDDEN + TOP * EXPERT) + NORMS
+    keys = 2 * 2 * 4 * 10  # key and value, 2 bytes, one head of 4, a context of 10
+    assert step_bytes(spec, PLAIN, decode(1, 10)) == pytest.approx(weights + keys)
+
+
+def test_counted_experts_replace_expected_ones() -> None:
+    spec = model(MOE, MOE)
+    few, many = (Work(chunks=[(0, 1)] * 3, rows=3, distinct=[n, 2]) for n in (2, 4))
+    assert step_bytes(spec, PLAIN, many) - step_bytes(spec, PLAIN, few) == pytest.approx(2 * 2 * EXPERT)
+
+
+def test_a_window_bounds_what_is_read_and_multiplied() -> None:
+    spec, wide = model(DENSE, window=3), model(DENSE)
+    assert step_bytes(wide, PLAIN, decode(1, 10)) - step_bytes(spec, PLAIN, decode(1, 10)) == 2 * 2 * 4 * (10 - 3)
+    # a chunk of 2 after 4: the first token sees positions 2 to 4, the second 3 to 5
+    assert step_bytes(spec, PLAIN, Work(chunks=[(4, 2)], rows=1)) == step_bytes(wide, PLAIN, decode(1, 4))
+    assert step_operations(wide, prefill(1, 4)) - step_operations(spec, prefill(1, 4)) == 2 * 2 * 8 * (10 - 9)
+
+
+def test_operations_grow_with_tokens_and_rows() -> None:
+    spec = model(MOE, DENSE)
+    each = 2 * PROJECTIONS + HIDDEN * EXPERTS + TOP * EXPERT + EXPERT
+    pairs = 2 * (1 + 2 + 3)  # both layers, a prompt of 3
+    wanted = 2 * (VOCAB * HIDDEN + 3 * each + 2 * 8 * pairs)
+    assert step_operations(spec, prefill(1, 3)) == pytest.approx(wanted)
+
+
+def test_the_longer_of_bytes_and_operations_is_the_floor() -> None:
+    spec, work = model(MOE), decode(2, 5)
+    count, operations = step_bytes(spec, PLAIN, work), step_operations(spec, work)
+    assert floor_seconds(spec, PLAIN, work, stream=count, peak=1e12) == pytest.approx(1.0)
+    assert floor_seconds(spec, PLAIN, work, stream=1e12, peak=operations / 2) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("format", "bits"),
+    [
+        (WeightFormat("f32"), 32),
+        (WeightFormat("w8", 128), 8 + 16 / 128),
+        (WeightFormat("w8", 0), 8 + 16 / 256),
+        (WeightFormat("w4", 64, offsets=True), 4 + 32 / 64),
+        (WeightFormat("w8a8", 32), 8 + 16 / 32),
+    ],
+    ids=str,
+)
+def test_scales_and_offsets_count(format: WeightFormat, bits: float) -> None:
+    assert matrix_bytes(format, 10, 256) == pytest.approx(10 * 256 * bits / 8)
+
+
+def test_uniform_routing() -> None:
+    assert expected_distinct(64, 8, 1) == pytest.approx(8)
+    assert expected_distinct(64, 8, 2) == pytest.approx(8 + 8 * 56 / 64)
+    assert expected_distinct(64, 8, 1000) == pytest.approx(64)
+
+
+def test_all_weights() -> None:
+    spec = model(MOE, DENSE)
+    every = VOCAB * HIDDEN * 2 + 2 * PROJECTIONS + HIDDEN * EXPERTS + EXPERTS * EXPERT + EXPERT
+    assert weight_bytes(spec, PLAIN) == pytest.approx(2 * every + 2 * NORMS)
