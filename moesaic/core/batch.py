@@ -15,9 +15,10 @@ class Batch:
         slots: `[T]` int64, where its KV is written: block id * block size + offset.
         query_start: `[S + 1]` int64, rows query_start[s]:query_start[s+1] are sequence s.
         seq_lens: `[S]` int64, tokens in the cache once this step's are written.
-        block_tables: `[S, B]` int64, padded with 0.
+        block_tables: `[R, B]` int64, padded with 0; row table_rows[s] is sequence s's.
+        table_rows: `[S]` int64.
         logits_rows: `[N]` int64, rows whose logits are wanted.
-        query_lens_host, seq_lens_host: the same lengths as plain ints, so that no kernel reads them back.
+        query_lens_host, seq_lens_host, table_rows_host: the same as plain ints, so that no kernel reads them back.
         seq_ids: which sequence each of the S is; per-request routing options hang here.
     """
 
@@ -27,9 +28,11 @@ class Batch:
     query_start: torch.Tensor
     seq_lens: torch.Tensor
     block_tables: torch.Tensor
+    table_rows: torch.Tensor
     logits_rows: torch.Tensor
     query_lens_host: list[int]
     seq_lens_host: list[int]
+    table_rows_host: list[int]
     seq_ids: list[int]
 
     @property

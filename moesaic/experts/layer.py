@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from moesaic.experts.dispatch import LocalDispatch
-from moesaic.experts.routing import route
+from moesaic.experts.routing import Routing, TopKRouter
 from moesaic.experts.stats import ExpertStats
 from moesaic.experts.store import ExpertPages
 from moesaic.layers.base import BuildContext, Layer
@@ -21,18 +21,24 @@ class MoE(Layer):
     def __init__(self, ctx: BuildContext, spec: MoESpec, hidden_size: int, index: int, stats: ExpertStats) -> None:
         super().__init__()
         self.spec = spec
-        self.index = index
-        self.stats = stats
-        self.router = ReplicatedLinear(ctx, hidden_size, spec.num_experts)
-        self.experts = ExpertPages(ctx, spec, hidden_size)
-        self.dispatcher = LocalDispatch(ctx)
+        self.counts = stats.of_layer(index, spec.num_experts)
+        self.router = ReplicatedLinear(ctx.under("router"), hidden_size, spec.num_experts)
+        self.experts = ExpertPages(ctx.under("experts"), spec, hidden_size)
+        self.dispatcher = LocalDispatch()
+        self._choose = TopKRouter(ctx)
         self._fused_moe = ctx.kernel("fused_moe")
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[T, H]` -> `[T, H]`."""
-        pages = self.experts
-        routing = route(self.router(hidden), self.spec.router)
-        self.stats.record(self.index, routing.ids)
-        tokens, ids = self.dispatcher.dispatch(hidden, routing)
-        outputs = self._fused_moe(tokens, ids, pages.gate_up, pages.down, pages.slot_of)
-        return self.dispatcher.combine(outputs, routing)
+        routing = self.route(hidden)
+        tokens, local = self.dispatcher.dispatch(hidden, routing)
+        return self.dispatcher.combine(self.compute(tokens, local), routing)
+
+    def route(self, hidden: Tensor) -> Routing:
+        """Choose each token's experts, and count them."""
+        return self._choose(self.router(hidden), self.spec.router, self.counts)
+
+    def compute(self, tokens: Tensor, routing: Routing) -> Tensor:
+        """The weighted sum of what each token's experts make of it, in k order: `[T, H]` -> `[T, H]`."""
+        out: Tensor = self._fused_moe(tokens, routing.ids, routing.weights, self.experts, self.spec.activation)
+        return out

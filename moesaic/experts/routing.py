@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from moesaic.layers.base import BuildContext
 from moesaic.models.spec import RouterSpec
 
 
@@ -21,21 +21,12 @@ class Routing:
     weights: Tensor
 
 
-def route(logits: Tensor, spec: RouterSpec) -> Routing:
-    """Choose the experts of each token from its router logits `[T, E]`; computed in fp32."""
-    scores = logits.float()
-    if spec.order == "score_then_select":
-        scores = torch.softmax(scores, -1)
-    weights, ids = _top_k(scores, spec.top_k)
-    if spec.order == "select_then_score":
-        weights = torch.softmax(weights, -1)
-    if spec.renormalize:
-        weights = weights / weights.sum(-1, keepdim=True)
-    return Routing(ids.int(), weights)
+class TopKRouter:
+    """Chooses by score, as a spec says."""
 
+    def __init__(self, ctx: BuildContext) -> None:
+        self._route = ctx.kernel("route")
 
-def _top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best of each row, best first, and among equals the lowest id: torch.topk promises no order of equals,
-    a stable sort does."""
-    best, ids = torch.sort(scores, dim=-1, descending=True, stable=True)
-    return best.narrow(1, 0, k), ids.narrow(1, 0, k)
+    def __call__(self, logits: Tensor, spec: RouterSpec, counts: Tensor | None = None) -> Routing:
+        """The experts of each token from its router logits `[T, E]`; `counts` `[E]` gains the tokens of each."""
+        return Routing(*self._route(logits, spec.top_k, order=spec.order, renormalize=spec.renormalize, counts=counts))

@@ -100,7 +100,7 @@ def _single(
     """Sequence s of the batch by itself."""
     first = max(0, seq_len - num_queries + 1 - window) if window else 0  # the first token that a query sees
     block = first // block_size
-    blocks = batch.block_tables[s, block : -(-seq_len // block_size)]
+    blocks = batch.block_tables[batch.table_rows_host[s], block : -(-seq_len // block_size)]
     return Single(row, num_queries, blocks, first - block * block_size, seq_len - first)
 
 
@@ -115,7 +115,8 @@ def _group(
     positions = starts + torch.arange(seen, device=device)  # [S, L]
     padding = (positions >= lengths)[:, None] if members[-1][0] < seen else None
     positions = torch.minimum(positions, lengths - 1)
-    slots = batch.block_tables[sequences, positions // block_size] * block_size + positions % block_size
+    blocks = batch.block_tables[batch.table_rows[sequences], positions // block_size]
+    slots = blocks * block_size + positions % block_size
     heads = torch.arange(num_kv, device=device)[:, None]
     gather = slots[:, None] * num_kv + heads  # [S, kv_heads, L]
     return Group(rows[:, 0], gather.flatten(), padding)

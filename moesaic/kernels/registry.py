@@ -1,6 +1,10 @@
-"""Which backend computes an operation: the first that can, or the one that was asked for, or an error that says why."""
+"""Which backend computes a family of operations: the first that can, or the one asked for, or an error that says why.
 
-from collections.abc import Callable
+Operations are chosen by family, because those of one family share data in a backend's own form: projections and
+experts share packed weights, the operations of attention share the cache. One choice serves a whole model.
+"""
+
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -13,45 +17,71 @@ log = get_logger(__name__)
 
 # Best first. Each is a module with `supports(case) -> reason | None` and a function for each operation.
 BACKENDS = {"reference": "moesaic.kernels.reference"}
+FAMILIES = {
+    "matrices": ("embed", "linear", "gated_linear", "fused_moe"),
+    "attention": ("rope_table", "prepare_qkv", "plan_attention", "paged_attention"),
+    "norms": ("rms_norm", "add_rms_norm"),
+    "router": ("route",),
+    "sampling": ("sample",),
+}
+FAMILY_OF = {op: family for family, ops in FAMILIES.items() for op in ops}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is asked of a backend.
+    """What is asked of a backend: one family of operations, and all that its answer may depend on.
 
     Attributes:
-        op: name of the operation, a function of `kernels.reference`.
+        family: of FAMILIES.
         device: type of the device, such as "cpu".
-        dtype: of the activations, such as "torch.bfloat16".
+        activations, weights: dtypes, such as "torch.bfloat16"; of attention, `weights` is the cache's.
+        options: what the family needs beside these, by name: `activation`, `head_dim`, `block_size`, ...
     """
 
-    op: str
+    family: str
     device: str
-    dtype: str
+    activations: str
+    weights: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def option(self, name: str) -> Any:
+        """One of the options; None where the case does not say."""
+        return dict(self.options).get(name)
 
 
-@cache
-def kernel(case: Case, backend: str = "auto") -> Callable[..., Any]:
-    """The function that computes `case`. The choice is logged, once.
+def choose(cases: Iterable[Case], wanted: str = "auto") -> str:
+    """The backend that serves all these cases of one family. Refusals are logged, each once.
 
     Raises:
-        UnsupportedError: the backend asked for does not exist or cannot serve the case; the message has its reason.
+        UnsupportedError: the backend asked for does not exist or cannot serve a case; the message has its reason.
     """
-    if backend != "auto" and backend not in BACKENDS:
-        raise UnsupportedError(unknown_name("kernel backend", backend, BACKENDS))
+    if wanted != "auto" and wanted not in BACKENDS:
+        raise UnsupportedError(unknown_name("kernel backend", wanted, BACKENDS))
+    cases = list(cases)
     reasons = []
-    for name in BACKENDS if backend == "auto" else [backend]:
-        module = import_module(BACKENDS[name])
-        reason = module.supports(case)
-        if reason is None:
-            _announce(name, case.device, case.dtype)
-            function: Callable[..., Any] = getattr(module, case.op)
-            return function
+    for name in BACKENDS if wanted == "auto" else [wanted]:
+        refusals = [(case.family, reason) for case in cases if (reason := module(name).supports(case)) is not None]
+        if not refusals:
+            return name
+        family, reason = refusals[0]
         reasons.append(f"{name}: {reason}")
-    raise UnsupportedError(f"no kernel for {case}: {'; '.join(reasons)}")
+        if wanted == "auto":
+            _say_refusal(name, family, reason)
+    raise UnsupportedError(f"no backend for {cases[0].family}: {'; '.join(reasons)}")
+
+
+def module(backend: str) -> Any:
+    """The module of a backend."""
+    return import_module(BACKENDS[backend])
+
+
+def kernel(op: str, backend: str) -> Callable[..., Any]:
+    """The function that computes `op` in a backend."""
+    function: Callable[..., Any] = getattr(module(backend), op)
+    return function
 
 
 @cache
-def _announce(backend: str, device: str, dtype: str) -> None:
-    """Log a choice the first time it is made."""
-    log.info("kernels on %s in %s: %s", device, dtype.removeprefix("torch."), backend)
+def _say_refusal(backend: str, family: str, reason: str) -> None:
+    """Log why a backend does not serve, the first time that this reason is given."""
+    log.info("%s is not served by the %s backend: %s", family, backend, reason)

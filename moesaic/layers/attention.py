@@ -24,47 +24,40 @@ class Attention(Layer):
     def __init__(self, ctx: BuildContext, spec: AttentionSpec, hidden_size: int, norm_eps: float) -> None:
         super().__init__()
         self.spec = spec
+        self.norm_eps = norm_eps
         parts = {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
         self.qkv = MergedColumnLinear(ctx, hidden_size, parts, bias=spec.qkv_bias)
-        self.o = RowLinear(ctx, spec.q_size, hidden_size, bias=spec.output_bias)
+        self.o = RowLinear(ctx.under("o"), spec.q_size, hidden_size, bias=spec.output_bias)
         if spec.qk_norm is not None:
             per_head = spec.qk_norm == "head"
             self.q_norm = RMSNorm(ctx, spec.head_dim if per_head else spec.q_size, norm_eps)
             self.k_norm = RMSNorm(ctx, spec.head_dim if per_head else spec.kv_size, norm_eps)
         self.cache_spec = KVCacheSpec(spec.num_kv_heads, spec.head_dim, ctx.dtype)
         self.inverse_frequencies, self.rope_factor = _shared_frequencies(spec.rope, spec.head_dim, ctx.device)
-        self._apply_rope = ctx.kernel("apply_rope")
-        self._write_kv = ctx.kernel("write_kv")
+        self._rope_table = ctx.kernel("rope_table")
+        self._prepare_qkv = ctx.kernel("prepare_qkv")
         self._plan = ctx.kernel("plan_attention")
         self._attend = ctx.kernel("paged_attention")
 
     def forward(self, hidden: Tensor, step: Step, cache: KVCache) -> Tensor:
         """`[T, hidden]` -> `[T, hidden]`; writes the step's keys and values into `cache`."""
         spec = self.spec
-        query_key, value = self._project(hidden)
-        query_key = self._apply_rope(query_key, *step.rope(self.inverse_frequencies, self.rope_factor))
-        query, key = query_key.split((spec.num_heads, spec.num_kv_heads), 1)
-        self._write_kv(cache.key, cache.value, key, value, step.batch.slots)
-        plan = step.attention_plan(self._plan, cache, spec.window)
-        mixed = self._attend(query, cache.key, cache.value, plan, spec.scale)
-        return self.o(mixed.view(-1, spec.q_size))
-
-    def _project(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys as one `[T, heads + kv_heads, D]`, for they rotate together; values `[T, kv_heads, D]`."""
-        spec = self.spec
-        qkv = self.qkv(hidden)
-        if spec.qk_norm == "full":
-            query, key, value = qkv.split((spec.q_size, spec.kv_size, spec.kv_size), -1)
-            qkv = torch.cat((self.q_norm(query), self.k_norm(key), value), -1)
-        if spec.clip_qkv is not None:
-            qkv = qkv.clamp(-spec.clip_qkv, spec.clip_qkv)
-        query_key, value = qkv.view(hidden.shape[0], -1, spec.head_dim).split(
-            (spec.num_heads + spec.num_kv_heads, spec.num_kv_heads), 1
+        normed = spec.qk_norm is not None
+        query = self._prepare_qkv(
+            self.qkv(hidden),
+            spec.num_heads,
+            spec.num_kv_heads,
+            step.rope(self._rope_table, self.inverse_frequencies, self.rope_factor),
+            step.batch.slots,
+            cache,
+            q_norm=self.q_norm.weight if normed else None,
+            k_norm=self.k_norm.weight if normed else None,
+            eps=self.norm_eps,
+            clip=spec.clip_qkv,
         )
-        if spec.qk_norm == "head":
-            query, key = query_key.split((spec.num_heads, spec.num_kv_heads), 1)
-            query_key = torch.cat((self.q_norm(query), self.k_norm(key)), 1)
-        return query_key, value
+        plan = step.attention_plan(self._plan, cache, spec.window)
+        mixed = self._attend(query, cache, plan, spec.scale)
+        return self.o(mixed.view(-1, spec.q_size))
 
     def named_views(self) -> NamedViews:
         """Queries, keys and values by their own names: that they are one product is no one else's business."""

@@ -1,9 +1,8 @@
 """The table of token embeddings, and the projection to logits, which may be the same table."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from moesaic.layers.base import BuildContext, Layer, NamedViews
+from moesaic.layers.base import BuildContext, Layer, NamedViews, rows_of
 
 
 class Embedding(Layer):
@@ -11,14 +10,17 @@ class Embedding(Layer):
 
     def __init__(self, ctx: BuildContext, vocab_size: int, hidden_size: int) -> None:
         super().__init__()
-        self.weight = ctx.parameter(vocab_size, hidden_size)
+        self.vocab_size = vocab_size
+        self.weight = ctx.matrix("weight", vocab_size, hidden_size)
+        self._embed = ctx.kernel("embed")
 
-    def forward(self, token_ids: Tensor) -> Tensor:
-        """`[T]` int64 -> `[T, hidden]`."""
-        return F.embedding(token_ids, self.weight)
+    def forward(self, token_ids: Tensor, scale: float = 1.0) -> Tensor:
+        """`[T]` int64 -> `[T, hidden]`, times `scale`."""
+        out: Tensor = self._embed(token_ids, self.weight, scale)
+        return out
 
     def named_views(self) -> NamedViews:
-        yield "weight", self.weight.data
+        yield "weight", rows_of(self.weight, 0, self.vocab_size)
 
 
 class LMHead(Layer):
@@ -31,12 +33,15 @@ class LMHead(Layer):
     def __init__(self, ctx: BuildContext, vocab_size: int, hidden_size: int, tied: Embedding | None) -> None:
         super().__init__()
         self.tied = tied is not None
-        self.weight = tied.weight if tied is not None else ctx.parameter(vocab_size, hidden_size)
+        self.vocab_size = vocab_size
+        self.weight = tied.weight if tied is not None else ctx.matrix("weight", vocab_size, hidden_size)
+        self._linear = ctx.kernel("linear")
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """`[N, hidden]` -> `[N, vocab]` float32."""
-        return F.linear(hidden, self.weight).float()
+    def forward(self, hidden: Tensor, scale: float = 1.0) -> Tensor:
+        """`[N, hidden]` -> `[N, vocab]` float32, times `scale`."""
+        logits: Tensor = self._linear(hidden, self.weight).float()
+        return logits if scale == 1.0 else logits * scale
 
     def named_views(self) -> NamedViews:
         if not self.tied:
-            yield "weight", self.weight.data
+            yield "weight", rows_of(self.weight, 0, self.vocab_size)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from moesaic.layers.base import BuildContext, Layer, NamedViews
-from moesaic.layers.linear import MergedColumnLinear, RowLinear
+from moesaic.layers.linear import GatedLinear, RowLinear
 from moesaic.models.spec import DenseSpec
 
 
@@ -12,14 +12,13 @@ class MLP(Layer):
 
     def __init__(self, ctx: BuildContext, spec: DenseSpec, hidden_size: int) -> None:
         super().__init__()
-        parts = {"gate": spec.intermediate_size, "up": spec.intermediate_size}
-        self.gate_up = MergedColumnLinear(ctx, hidden_size, parts, bias=spec.bias)
-        self.down = RowLinear(ctx, spec.intermediate_size, hidden_size, bias=spec.bias)
-        self._silu_and_mul = ctx.kernel("silu_and_mul")
+        size = spec.intermediate_size
+        self.gate_up = GatedLinear(ctx, hidden_size, size, spec.activation, bias=spec.bias)
+        self.down = RowLinear(ctx.under("down"), size, hidden_size, bias=spec.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[T, H]` -> `[T, H]`."""
-        out: Tensor = self.down(self._silu_and_mul(self.gate_up(hidden)))
+        out: Tensor = self.down(self.gate_up(hidden))
         return out
 
     def named_views(self) -> NamedViews:

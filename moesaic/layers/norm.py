@@ -13,11 +13,17 @@ class RMSNorm(Layer):
         self.weight = ctx.parameter(size)
         self.eps = eps
         self._rms_norm = ctx.kernel("rms_norm")
+        self._add_rms_norm = ctx.kernel("add_rms_norm")
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., size]` -> `[..., size]`, computed in fp32."""
         out: Tensor = self._rms_norm(x, self.weight, self.eps)
         return out
+
+    def add(self, hidden: Tensor, delta: Tensor | None, alpha: float) -> tuple[Tensor, Tensor]:
+        """`hidden + alpha * delta` (which may overwrite `hidden`) and its norm, both `[T, size]`."""
+        both: tuple[Tensor, Tensor] = self._add_rms_norm(hidden, delta, alpha, self.weight, self.eps)
+        return both
 
     def named_views(self) -> NamedViews:
         yield "weight", self.weight.data

@@ -1,4 +1,4 @@
-"""Rotary positions: the frequencies of a spec, and the table of cosines and sines for the positions of one step."""
+"""Rotary positions: the frequencies that a spec asks for."""
 
 import math
 
@@ -19,23 +19,6 @@ def inverse_frequencies(spec: RopeSpec, dim: int) -> tuple[Tensor, float]:
         case YarnScaling() as scaling:
             return _yarn(inverse, spec.theta, scaling), scaling.attention_factor
     return inverse, 1.0
-
-
-def rope_table(positions: Tensor, inverse: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines as `kernels.reference.apply_rope` takes them.
-
-    Args:
-        positions: `[T]` int64.
-        inverse: `[D / 2]` fp32.
-
-    Returns:
-        cos, sin: `[T, 1, D]` fp32; the first half of the sines is negated.
-    """
-    angles = positions[:, None].float() * inverse  # [T, D / 2]
-    cos, sin = angles.cos(), angles.sin()
-    if factor != 1.0:
-        cos, sin = cos * factor, sin * factor
-    return torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
 
 
 def _llama3(inverse: Tensor, s: Llama3Scaling) -> Tensor:

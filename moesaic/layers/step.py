@@ -7,7 +7,6 @@ from torch import Tensor
 
 from moesaic.core.batch import Batch
 from moesaic.layers.kv_cache import KVCache
-from moesaic.layers.rope import rope_table
 
 
 class Step:
@@ -17,17 +16,16 @@ class Step:
         self.batch = batch
         self._made: dict[Any, Any] = {}
 
-    def rope(self, inverse: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the batch's positions; layers with equal rope share one `inverse` tensor."""
-        key = id(inverse), factor
+    def rope(self, make: Callable[..., Any], inverse: Tensor, factor: float) -> Any:
+        """A backend's table of the batch's positions; layers with equal rope share one `inverse` tensor."""
+        key = make, id(inverse), factor
         if key not in self._made:
-            self._made[key] = rope_table(self.batch.positions, inverse, factor)
-        table: tuple[Tensor, Tensor] = self._made[key]
-        return table
+            self._made[key] = make(self.batch.positions, inverse, factor)
+        return self._made[key]
 
     def attention_plan(self, plan: Callable[..., Any], cache: KVCache, window: int | None) -> Any:
         """A backend's plan of the batch for layers with such a cache and window; its own type, for its own use."""
         key = plan, cache.key.shape, cache.key.dtype, window
         if key not in self._made:
-            self._made[key] = plan(self.batch, cache.key, window)
+            self._made[key] = plan(self.batch, cache, window)
         return self._made[key]

@@ -30,12 +30,14 @@ class Decoder(Layer):
         self.spec = spec
         most_experts = max((la.ffn.num_experts for la in spec.layers if isinstance(la.ffn, MoESpec)), default=0)
         self.expert_stats = ExpertStats(len(spec.layers), most_experts, ctx.device)
-        self.embed = Embedding(ctx, spec.vocab_size, spec.hidden_size)
+        self.embed = Embedding(ctx.under("embed"), spec.vocab_size, spec.hidden_size)
         self.layers = nn.ModuleList(
-            DecoderLayer(ctx, spec, layer, index, self.expert_stats) for index, layer in enumerate(spec.layers)
+            DecoderLayer(ctx.under(f"layers.{index}"), spec, layer, index, self.expert_stats)
+            for index, layer in enumerate(spec.layers)
         )
         self.norm = RMSNorm(ctx, spec.hidden_size, spec.norm_eps)
-        self.lm_head = LMHead(ctx, spec.vocab_size, spec.hidden_size, self.embed if spec.tied_embeddings else None)
+        tied = self.embed if spec.tied_embeddings else None
+        self.lm_head = LMHead(ctx.under("lm_head"), spec.vocab_size, spec.hidden_size, tied)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, caches: Sequence[KVCache]) -> Tensor:
@@ -45,18 +47,17 @@ class Decoder(Layer):
             caches: one a layer, as `cache_specs` describes them; the step's keys and values are written into them.
         """
         step = Step(batch)
-        hidden = self.embed(batch.token_ids)
-        if self.spec.multipliers.embedding != 1.0:
-            hidden = hidden * self.spec.multipliers.embedding
+        alpha = self.spec.multipliers.residual
+        hidden, delta = self.embed(batch.token_ids, self.spec.multipliers.embedding), None
         for layer, cache in zip(self.layers, caches, strict=True):
-            hidden = layer(hidden, step, cache)
-        return self.norm(hidden)
+            hidden, delta = layer(hidden, delta, step, cache)
+        return self.norm.add(hidden, delta, alpha)[1]
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """`[N, hidden]` -> `[N, vocab]` float32."""
-        logits: Tensor = self.lm_head(hidden)
-        return logits if self.spec.multipliers.logits == 1.0 else logits * self.spec.multipliers.logits
+        logits: Tensor = self.lm_head(hidden, self.spec.multipliers.logits)
+        return logits
 
     def cache_specs(self) -> list[KVCacheSpec]:
         """What each layer keeps of a token, in order."""
@@ -70,16 +71,20 @@ class DecoderLayer(Layer):
         super().__init__()
         self.residual_multiplier = model.multipliers.residual
         self.attention_norm = RMSNorm(ctx, model.hidden_size, model.norm_eps)
-        self.attention = Attention(ctx, spec.attention, model.hidden_size, model.norm_eps)
+        self.attention = Attention(ctx.under("attention"), spec.attention, model.hidden_size, model.norm_eps)
         self.ffn_norm = RMSNorm(ctx, model.hidden_size, model.norm_eps)
         if isinstance(spec.ffn, MoESpec):
-            self.mlp: Layer = MoE(ctx, spec.ffn, model.hidden_size, index, stats)
+            self.mlp: Layer = MoE(ctx.under("mlp"), spec.ffn, model.hidden_size, index, stats)
         else:
-            self.mlp = MLP(ctx, spec.ffn, model.hidden_size)
+            self.mlp = MLP(ctx.under("mlp"), spec.ffn, model.hidden_size)
 
-    def forward(self, hidden: Tensor, step: Step, cache: KVCache) -> Tensor:
-        """`[T, hidden]` -> `[T, hidden]`."""
+    def forward(self, hidden: Tensor, delta: Tensor | None, step: Step, cache: KVCache) -> tuple[Tensor, Tensor]:
+        """The residual stream `[T, hidden]` and what is still to be added to it, from the last layer and for the next.
+
+        Additions are left to the norm that follows them, for the two are one operation.
+        """
         alpha = self.residual_multiplier
-        attended = self.attention(self.attention_norm(hidden), step, cache)
-        hidden = torch.add(hidden, attended, alpha=alpha)
-        return torch.add(hidden, self.mlp(self.ffn_norm(hidden)), alpha=alpha)
+        hidden, normed = self.attention_norm.add(hidden, delta, alpha)
+        attended = self.attention(normed, step, cache)
+        hidden, normed = self.ffn_norm.add(hidden, attended, alpha)
+        return hidden, self.mlp(normed)

@@ -95,10 +95,12 @@ class SequenceTable:
             query_start,
             seq_lens,
             self._logits_rows(advance, states, query_start),
+            np.arange(len(advance)),
             self.blocks[rows, :max_blocks].ravel(),
         )
         packed = torch.from_numpy(np.concatenate(parts)).to(self.device)
-        token_ids, position, slots, query_starts, lens, logits_rows, tables = packed.split([len(p) for p in parts])
+        pieces = packed.split([len(part) for part in parts])
+        token_ids, position, slots, query_starts, lens, logits_rows, table_rows, tables = pieces
         return Batch(
             token_ids=token_ids,
             positions=position,
@@ -106,9 +108,11 @@ class SequenceTable:
             query_start=query_starts,
             seq_lens=lens,
             block_tables=tables.view(len(advance), max_blocks),
+            table_rows=table_rows,
             logits_rows=logits_rows,
             query_lens_host=query_lens,
             seq_lens_host=seq_lens.tolist(),
+            table_rows_host=list(range(len(advance))),
             seq_ids=[item.seq_id for item in advance],
         )
 

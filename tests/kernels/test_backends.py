@@ -7,37 +7,36 @@ import pytest
 from moesaic.core.errors import ConfigError, UnsupportedError
 from moesaic.kernels import reference, registry
 from moesaic.kernels.cpu import library
-from moesaic.kernels.registry import Case, kernel
+from moesaic.kernels.registry import Case, choose, kernel
 
-CASE = Case("rms_norm", "cpu", "torch.float32")
+CASE = Case(family="norms", device="cpu", activations="torch.float32", weights="torch.float32")
 
 
 @pytest.fixture(autouse=True)
 def _fresh_choices():
-    kernel.cache_clear()
-    registry._announce.cache_clear()
+    registry._say_refusal.cache_clear()
     library.supported_isas.cache_clear()
     library.load.cache_clear()
     yield
-    kernel.cache_clear()
     library.supported_isas.cache_clear()
     library.load.cache_clear()
 
 
-def test_auto_takes_the_first_that_can_and_logs_it_once(caplog, monkeypatch):
-    monkeypatch.setattr(registry, "BACKENDS", {"picky": "tests.kernels.picky_backend", **registry.BACKENDS})
+def test_auto_takes_the_first_that_can_and_logs_each_reason_once(caplog, monkeypatch):
+    picky = {"picky": "tests.kernels.picky_backend", "reference": "moesaic.kernels.reference"}
+    monkeypatch.setattr(registry, "BACKENDS", picky)
     with caplog.at_level("INFO", "moesaic.kernels.registry"):
-        assert kernel(CASE) is reference.rms_norm
-        assert kernel(Case("combine", "cpu", "torch.float32")) is reference.combine
-    assert [r.message for r in caplog.records] == ["kernels on cpu in float32: reference"]
+        assert choose([CASE]) == choose([CASE, CASE]) == "reference"
+    assert [r.message for r in caplog.records] == ["norms is not served by the picky backend: does nothing at all"]
+    assert kernel("rms_norm", "reference") is reference.rms_norm
 
 
 def test_an_explicit_backend_that_cannot_says_why(monkeypatch):
     monkeypatch.setattr(registry, "BACKENDS", {"picky": "tests.kernels.picky_backend", **registry.BACKENDS})
     with pytest.raises(UnsupportedError, match="picky: does nothing at all"):
-        kernel(CASE, "picky")
+        choose([CASE], "picky")
     with pytest.raises(UnsupportedError, match="unknown kernel backend 'referense': did you mean 'reference'"):
-        kernel(CASE, "referense")
+        choose([CASE], "referense")
 
 
 def test_every_library_that_runs_here_says_what_it_is():

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 from moesaic.experts.layer import MoE
-from moesaic.experts.routing import route
+from moesaic.experts.routing import TopKRouter
 from moesaic.experts.stats import ExpertStats
 from moesaic.layers.base import BuildContext
 from moesaic.models.spec import MoESpec, RouterSpec
 from moesaic.weights.loader import fill_dummy
 
 CONTEXT = BuildContext(torch.device("cpu"), torch.float32)
+route = TopKRouter(CONTEXT)
 KINDS = [
     RouterSpec(top_k=2),
     RouterSpec(top_k=2, renormalize=True),
@@ -47,8 +48,9 @@ def test_low_precision_logits_are_scored_in_fp32():
 
 def test_stats_count_every_routed_token():
     stats = ExpertStats(3, 4, torch.device("cpu"))
-    stats.record(1, torch.tensor([[0, 3], [3, 1]], dtype=torch.int32))
-    stats.record(1, torch.tensor([[3, 1]], dtype=torch.int32))
+    logits = torch.tensor([[3.0, 0, 0, 2], [0, 2, 0, 3], [0, 2, 0, 3]])
+    route(logits[:2], RouterSpec(top_k=2), stats.of_layer(1, 4))
+    route(logits[2:], RouterSpec(top_k=2), stats.of_layer(1, 4))
     assert stats.counts.tolist() == [[0] * 4, [1, 2, 0, 3], [0] * 4]
     stats.reset()
     assert not stats.counts.any()

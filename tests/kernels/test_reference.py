@@ -1,5 +1,7 @@
 """The oracle against definitions written out one token at a time."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -8,14 +10,14 @@ from moesaic.kernels import reference, reference_attention
 from moesaic.kernels.reference import (
     apply_rope,
     combine,
+    expert_outputs,
     fused_moe,
-    paged_attention,
-    plan_attention,
     rms_norm,
+    rope_table,
     silu_and_mul,
     write_kv,
 )
-from moesaic.layers.rope import rope_table
+from moesaic.kernels.reference_attention import paged_attention, plan_attention
 
 BLOCK = 4
 
@@ -76,10 +78,10 @@ def choose(tokens, k, num_experts=6):
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 17])
 @pytest.mark.parametrize("k", [1, 2, 6])
-def test_fused_moe(tokens, k):
+def test_expert_outputs(tokens, k):
     gate_up, down, slot_of = pages()
     hidden, ids = torch.randn(tokens, 8), choose(tokens, k)
-    out = fused_moe(hidden, ids, gate_up, down, slot_of)
+    out = expert_outputs(hidden, ids, gate_up, down, slot_of)
     assert out.shape == (tokens, k, 8)
     for t in range(tokens):
         for j in range(k):
@@ -88,13 +90,21 @@ def test_fused_moe(tokens, k):
             torch.testing.assert_close(out[t, j], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_fused_moe_touches_chosen_experts_alone():
+def test_fused_moe_is_the_weighted_sum_in_order_of_choice():
+    gate_up, down, slot_of = pages()
+    hidden, ids, weights = torch.randn(5, 8), choose(5, 3), torch.rand(5, 3)
+    experts = SimpleNamespace(gate_up=gate_up, down=down, slot_of=slot_of)
+    expected = combine(expert_outputs(hidden, ids, gate_up, down, slot_of), weights)
+    assert torch.equal(fused_moe(hidden, ids, weights, experts), expected)
+
+
+def test_chosen_experts_alone_are_touched():
     """Pages of experts that nobody chose may be absent: they are NaN here."""
     gate_up, down, slot_of = pages()
     ids = torch.tensor([[0, 2], [2, 4], [4, 0]], dtype=torch.int32)
     for expert in (1, 3, 5):
         gate_up[slot_of[expert]] = torch.nan
-    assert fused_moe(torch.randn(3, 8), ids, gate_up, down, slot_of).isfinite().all()
+    assert expert_outputs(torch.randn(3, 8), ids, gate_up, down, slot_of).isfinite().all()
 
 
 def test_combine_sums_in_order_of_choice_in_fp32():
@@ -130,9 +140,11 @@ def paged_case(query_lens, seq_lens, heads=6, kv_heads=2, dim=8, poison=torch.na
         query_start=torch.cat((torch.zeros(1, dtype=torch.int64), lens.cumsum(0))),
         seq_lens=torch.tensor(seq_lens),
         block_tables=torch.tensor([t + [0] * (width - len(t)) for t in tables]),
+        table_rows=torch.arange(len(seq_lens)),
         logits_rows=torch.zeros(0),
         query_lens_host=list(query_lens),
         seq_lens_host=list(seq_lens),
+        table_rows_host=list(range(len(seq_lens))),
         seq_ids=list(range(len(seq_lens))),
     )
     return batch, torch.randn(sum(query_lens), heads, dim), key, value, contents

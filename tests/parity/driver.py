@@ -60,9 +60,11 @@ class Driver:
             query_start=torch.tensor([0, *query_lens]).cumsum(0),
             seq_lens=torch.tensor(lens),
             block_tables=torch.tensor(tables),
+            table_rows=torch.arange(len(tables)),
             logits_rows=torch.arange(len(positions)),
             query_lens_host=query_lens,
             seq_lens_host=lens,
+            table_rows_host=list(range(len(tables))),
             seq_ids=list(tokens),
         )
 
