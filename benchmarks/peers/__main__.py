@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,6 +19,20 @@ OURS = "moesaic"
 OTHERS = ("transformers", "vllm", "llama_cpp")
 
 
+class BatchByLength(click.ParamType):
+    """`8x512`: a batch of 8 prompts of 512 tokens."""
+
+    name = "BATCHxLENGTH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        batch, _, length = str(value).partition("x")
+        if not (batch.isdigit() and length.isdigit() and int(batch) and int(length)):
+            self.fail(f"{value!r} is no batch and length such as 8x512", param, ctx)
+        return int(batch), int(length)
+
+
 def say(text: str) -> None:
     """Remarks go to stderr: stdout holds figures."""
     click.echo(text, err=True)
@@ -28,6 +43,7 @@ def say(text: str) -> None:
     "--model", default=EMBEDDED_MODEL, show_default=True, help="folder of the checkpoint that all engines read"
 )
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--quantization", help="of the weights, such as w8a16; --gguf must have as many bits")
 @click.option("--threads", type=int, help="CPU threads of each engine; the machine's physical cores by default")
 @click.option(
     "--peer", "names", type=click.Choice(OTHERS), multiple=True, help="only these; repeatable", default=OTHERS
@@ -40,7 +56,13 @@ def say(text: str) -> None:
 @click.option("--input-len", default=16, show_default=True, help="tokens of the prompts of decode cases")
 @click.option("--output-len", default=64, show_default=True, help="tokens that decode cases generate")
 @click.option(
-    "--prefill-len", default=512, show_default=True, help="tokens of the prefill case's one prompt; 0 for no such case"
+    "--prefill",
+    "prefills",
+    type=BatchByLength(),
+    multiple=True,
+    default=("1x1024", "8x512"),
+    show_default=True,
+    help="prompts and tokens of each: cases that end with the first token; repeatable",
 )
 @click.option(
     "--runs", type=click.IntRange(min=1), default=5, show_default=True, help="runs that count, after one that does not"
@@ -50,6 +72,7 @@ def say(text: str) -> None:
 def main(
     model: str,
     dtype: str,
+    quantization: str | None,
     threads: int | None,
     names: tuple[str, ...],
     pythons: tuple[str, ...],
@@ -57,7 +80,7 @@ def main(
     batch_sizes: tuple[int, ...],
     input_len: int,
     output_len: int,
-    prefill_len: int,
+    prefills: tuple[tuple[int, int], ...],
     runs: int,
     seed: int,
     json_only: bool,
@@ -68,13 +91,14 @@ def main(
     """
     folder = find_model(model)
     cases = [Case(batch, input_len, output_len) for batch in batch_sizes]
-    cases += [Case(1, prefill_len, 1)] if prefill_len else []
+    cases += [Case(batch, length, 1) for batch, length in prefills]
     load = Load(
         model=folder,
         dtype=dtype,
         threads=threads or physical_cores(),
         max_len=max(case.input_len + case.output_len for case in cases),
         max_batch=max(case.batch for case in cases),
+        quantization=quantization,
         gguf=gguf and str(Path(gguf).resolve()),
     )
     own = dict(item.split("=", 1) for item in pythons)
@@ -91,7 +115,7 @@ def main(
             peers[0],
             peers[1:],
             cases,
-            model=f"{model_case(folder, dtype)} threads={load.threads}",
+            model=f"{model_case(folder, quantization or dtype)} threads={load.threads}",
             vocab_size=vocab_size,
             runs=runs,
             seed=seed,

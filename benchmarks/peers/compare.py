@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from statistics import median
 
 from benchmarks.peers.process import Peer, PeerError
 from benchmarks.peers.protocol import Done, Work
@@ -42,6 +41,7 @@ class Runs:
 
     speeds: list[float] = field(default_factory=list)  # tokens/s
     answers: list[list[list[int]]] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)  # of the floor
 
 
 def compare(
@@ -80,6 +80,8 @@ def compare(
                 if i > 0:
                     results[peer.name].speeds.append(case.speed(done))
                     results[peer.name].answers.append(done.token_ids)
+                    if case.metric in done.shares:
+                        results[peer.name].shares.append(done.shares[case.metric])
         figures += _figures(f"{model} {case.name}", case.metric, results[ours.name], others, results)
     return figures
 
@@ -87,7 +89,12 @@ def compare(
 def _figures(
     case: str, metric: str, ours: Runs, others: Sequence[Peer], results: Mapping[str, Runs]
 ) -> Iterator[Figure]:
-    """Our speed against each other engine's, and how far both said the same; our speed alone if there is none."""
+    """Our speed against each other engine's, and how far both said the same; our speed alone if there is none.
+
+    A peer's figures are compared run by run: each of ours with the one that followed it.
+    """
+    if ours.shares:
+        yield Figure(bench="peers", case=case, metric="share", unit="share", samples=ours.shares)
     if not others:
         yield Figure(bench="peers", case=case, metric=metric, unit="tokens/s", samples=ours.speeds)
     for peer in others:
@@ -98,7 +105,7 @@ def _figures(
             metric=metric,
             unit="tokens/s",
             samples=ours.speeds,
-            baseline=median(theirs.speeds),
+            baselines=theirs.speeds,
         )
         same = [_same(a, b) for a, b in zip(ours.answers, theirs.answers, strict=True)]
         yield Figure(bench="peers", case=versus, metric="same_tokens", unit="share", samples=same)

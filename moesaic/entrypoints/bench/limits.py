@@ -27,7 +27,7 @@ GIGA = 1e9
 class _StreamRead(ctypes.Structure):
     """`moesaic_stream_read_args`."""
 
-    _fields_ = (("data", ctypes.c_void_p), ("bytes", ctypes.c_int64), ("sum", ctypes.c_void_p))
+    _fields_ = (("data", ctypes.c_void_p), ("bytes", ctypes.c_int64))
 
 
 class Stream:
@@ -49,8 +49,7 @@ class Stream:
         self._read()
 
     def _bind(self, function: Any) -> Callable[[], object]:
-        self._sum = torch.zeros(1, dtype=torch.int64)
-        self._arguments = _StreamRead(self._values.data_ptr(), self._values.nbytes, self._sum.data_ptr())
+        self._arguments = _StreamRead(self._values.data_ptr(), self._values.nbytes)
         address = ctypes.addressof(self._arguments)
         return lambda: function(address)
 

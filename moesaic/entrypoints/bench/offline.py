@@ -4,7 +4,6 @@ Prompts are token ids drawn at random, new ones each run, so that the prefix cac
 runs to its full length. Nothing here depends on what the model says.
 """
 
-import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, median
@@ -18,7 +17,7 @@ from moesaic.engine.llm_engine import LLMEngine
 from moesaic.entrypoints.bench.floor import Work
 from moesaic.entrypoints.bench.report import Figure
 from moesaic.entrypoints.bench.share import Meter, watching
-from moesaic.entrypoints.bench.workload import model_case, random_prompts
+from moesaic.entrypoints.bench.workload import model_case, random_prompts, spread_lengths
 
 MS = 1e3
 GREEDY = {"temperature": 0.0}
@@ -115,7 +114,8 @@ def _check(outputs: Iterable[RequestOutput]) -> None:
             raise MoesaicError(f"a request failed, nothing was measured: {output.error}")
 
 
-def _case(engine: LLMEngine) -> str:
+def case_of(engine: LLMEngine) -> str:
+    """The model's part of a case."""
     info = engine.engine.info
     return model_case(info.names[0], info.dtype)
 
@@ -128,7 +128,7 @@ def latency(
     The baselines of `time_to_first_token` and `decode_step` are their floors; `prefill_share` and `decode_share` are
     floor over time.
     """
-    _check_batch_size(engine, batch_size)
+    check_batch_size(engine, batch_size)
     params = SamplingParams(max_tokens=output_len, ignore_eos=True, **GREEDY)
     meter = Meter(engine)
     counted = []
@@ -137,10 +137,10 @@ def latency(
         if i < warmup:
             run_batch(engine, prompts, params)
         else:
-            counted.append(_measured(engine, prompts, params, meter))
+            counted.append(measured(engine, prompts, params, meter)[1])
     decode = [run for run in counted if run.decode_steps]
     # metric, unit, samples, floors
-    measured = [
+    table = [
         ("run", "s", [run.seconds for run in counted], None),
         (
             "time_to_first_token",
@@ -150,13 +150,13 @@ def latency(
         ),
         ("decode_step", "ms", [run.decode_step * MS for run in decode], [run.decode_floor * MS for run in decode]),
         ("generated_tokens", "tokens/s", [batch_size * output_len / run.seconds for run in counted], None),
-        ("prefill_share", "share", [run.prefill_floor / run.prefill_seconds for run in counted], None),
-        ("decode_share", "share", [run.decode_floor / run.decode_step for run in decode], None),
+        ("prefill_share", "share", [run.prefill_share for run in counted], None),
+        ("decode_share", "share", [run.decode_share for run in decode], None),
     ]
-    case = f"{_case(engine)} batch={batch_size} in={input_len} out={output_len}"
+    case = f"{case_of(engine)} batch={batch_size} in={input_len} out={output_len}"
     return [
         Figure(bench="latency", case=case, metric=metric, unit=unit, samples=samples, baselines=floors)
-        for metric, unit, samples, floors in measured
+        for metric, unit, samples, floors in table
         if samples  # a batch whose prompts outlast its outputs has no step that only decodes
     ] + meter.figures("latency", case)
 
@@ -179,8 +179,19 @@ class Measured:
     decode_step: float
     decode_floor: float
 
+    @property
+    def prefill_share(self) -> float:
+        return self.prefill_floor / self.prefill_seconds
 
-def _measured(engine: LLMEngine, prompts: Sequence[list[int]], params: SamplingParams, meter: Meter) -> Measured:
+    @property
+    def decode_share(self) -> float:
+        return self.decode_floor / self.decode_step if self.decode_steps else 0.0
+
+
+def measured(
+    engine: LLMEngine, prompts: Sequence[list[int]], params: SamplingParams, meter: Meter
+) -> tuple[BatchRun, Measured]:
+    """Serve prompts as one batch, and read the machine's limits before it, between its steps and after it."""
     first: list[Work] = []
     steady: list[Work] = []
 
@@ -199,7 +210,7 @@ def _measured(engine: LLMEngine, prompts: Sequence[list[int]], params: SamplingP
         run = run_batch(engine, prompts, params, after_step)
     meter.end()
     times = [step.whole for step in run.steps if step.steady]
-    return Measured(
+    return run, Measured(
         seconds=run.seconds,
         first_token=median(run.first_token),
         prefill_seconds=sum(step.whole for step in run.steps if step.first),
@@ -220,9 +231,8 @@ def throughput(
             half times). The lengths are the same in every run, the token ids are not.
     """
     info = llm.llm_engine.engine.info
-    draw = random.Random(seed)
-    inputs = [_spread(draw, input_len, spread) for _ in range(num_prompts)]
-    outputs = [_spread(draw, output_len, spread) for _ in range(num_prompts)]
+    inputs = spread_lengths(num_prompts, input_len, spread, seed)
+    outputs = spread_lengths(num_prompts, output_len, spread, seed + 1)
     params = [SamplingParams(max_tokens=length, ignore_eos=True, **GREEDY) for length in outputs]
     seconds, floors = [], []
     meter = Meter(llm.llm_engine)
@@ -245,7 +255,7 @@ def throughput(
         ("generated_tokens", "tokens/s"): sum(outputs),
         ("total_tokens", "tokens/s"): sum(inputs) + sum(outputs),
     }
-    case = f"{_case(llm.llm_engine)} prompts={num_prompts} in~{input_len} out~{output_len}"
+    case = f"{case_of(llm.llm_engine)} prompts={num_prompts} in~{input_len} out~{output_len}"
     figures = [
         Figure(bench="throughput", case=case, metric=metric, unit=unit, samples=[amount / s for s in seconds])
         for (metric, unit), amount in amounts.items()
@@ -253,10 +263,6 @@ def throughput(
     shares = [floor / took for floor, took in zip(floors, seconds, strict=True)]
     figures.append(Figure(bench="throughput", case=case, metric="share", unit="share", samples=shares))
     return figures + meter.figures("throughput", case)
-
-
-def _spread(draw: random.Random, length: int, spread: float) -> int:
-    return max(1, round(length * (1 + draw.uniform(-spread, spread))))
 
 
 def overhead(engine: LLMEngine, *, batch_sizes: Sequence[int], input_len: int, steps: int, seed: int) -> list[Figure]:
@@ -268,13 +274,13 @@ def overhead(engine: LLMEngine, *, batch_sizes: Sequence[int], input_len: int, s
     """
     figures = []
     for batch_size in batch_sizes:
-        _check_batch_size(engine, batch_size)
+        check_batch_size(engine, batch_size)
         for name, sampling in (("greedy", GREEDY), ("sampled", SAMPLED)):
             # one step gives the first token, the last one is not steady
             params = SamplingParams(max_tokens=steps + WARMUP_STEPS + 2, ignore_eos=True, **sampling)
             prompts = random_prompts([input_len] * batch_size, engine.engine.info.vocab_size, seed)
             steady = [step for step in run_batch(engine, prompts, params).steps if step.steady]
-            case = f"{_case(engine)} batch={batch_size} {name}"
+            case = f"{case_of(engine)} batch={batch_size} {name}"
             figures += _overhead_figures(case, steady[WARMUP_STEPS:][:steps])
     return figures
 
@@ -302,7 +308,8 @@ def _overhead_figures(case: str, steps: list[Step]) -> list[Figure]:
     ]
 
 
-def _check_batch_size(engine: LLMEngine, batch_size: int) -> None:
+def check_batch_size(engine: LLMEngine, batch_size: int) -> None:
+    """Raises ConfigError if the engine does not run so many at once."""
     most = engine.engine.scheduler.config.max_num_seqs
     if batch_size > most:
         raise ConfigError(f"batch size {batch_size} is more than runs at once: raise --max-num-seqs ({most})")

@@ -14,6 +14,7 @@ from moesaic.engine.llm_engine import LLMEngine
 from moesaic.entrypoints.bench.floor import Formats, Work, floor_seconds
 from moesaic.entrypoints.bench.limits import GIGA, Stream, gemm_kind, gemm_peak
 from moesaic.entrypoints.bench.report import Figure
+from moesaic.kernels.cpu.packed import PackedMatrix
 
 DTYPE_KINDS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -25,6 +26,36 @@ def formats_of(engine: LLMEngine) -> Formats:
     dtype = engine.engine.info.dtype
     plain = WeightFormat(DTYPE_KINDS[dtype])
     return Formats(experts=plain, dense=plain, head=plain, router=plain, kv_bytes=DTYPE_BYTES[dtype])
+
+
+def held_bytes(engine: LLMEngine) -> int:
+    """Bytes of all weights, as they lie in memory."""
+    sizes = {tensor.data_ptr(): tensor.nbytes for tensor in _tensors(engine.engine.executor.model)}
+    return sum(sizes.values())
+
+
+def packed_matrices(model: torch.nn.Module) -> Iterator[tuple[str, PackedMatrix]]:
+    """Every packed matrix that a model's modules hold, with the name of its module."""
+    for name, module in model.named_modules():
+        for value in vars(module).values():
+            yield from ((name, matrix) for matrix in _packed(value))
+
+
+def _packed(value: object, depth: int = 3) -> Iterator[PackedMatrix]:
+    """Packed matrices in an attribute, or within lists and plain objects of it."""
+    if isinstance(value, PackedMatrix):
+        yield value
+    elif depth and isinstance(value, list | tuple):
+        for item in value:
+            yield from _packed(item, depth - 1)
+    elif depth and type(value).__module__.startswith("moesaic.") and not isinstance(value, torch.nn.Module):
+        for item in getattr(value, "__dict__", {}).values():
+            yield from _packed(item, depth - 1)
+
+
+def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    yield from model.parameters()
+    yield from (matrix.data for _, matrix in packed_matrices(model))
 
 
 class Watch:

@@ -2,16 +2,17 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from typing import Any
 
 import click
 
 from moesaic.core.log import setup_logging
-from moesaic.engine.args import EngineArgs
+from moesaic.engine.args import EMBEDDED_MODEL, EngineArgs
 from moesaic.entrypoints.cli.options import engine_args, options_of
 
 POSITIVE = click.IntRange(min=1)
+REMOTE_VOCABULARY = 1000  # token ids that any model has
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -47,6 +48,15 @@ def benchmark(name: str) -> Decorator:
         return command.command(name)(function)
 
     return decorate
+
+
+SPREAD = click.option(
+    "--spread",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="how far lengths lie from their means: 0.5 draws them from half to one and a half times",
+)
 
 
 @benchmark("latency")
@@ -86,13 +96,7 @@ def latency(
 @size("--num-prompts", 128, "prompts, all there at the start")
 @size("--input-len", 256, "mean tokens of a prompt")
 @size("--output-len", 64, "mean tokens to generate for each")
-@click.option(
-    "--spread",
-    type=click.FloatRange(0, 1),
-    default=0.5,
-    show_default=True,
-    help="how far lengths lie from their means: 0.5 draws them from half to one and a half times",
-)
+@SPREAD
 @repeated(runs=3)
 def throughput(
     model_path: str | None,
@@ -146,3 +150,123 @@ def overhead(
     engine = LLMEngine.from_engine_args(args)
     figures = offline.overhead(engine, batch_sizes=batch_sizes, input_len=input_len, steps=steps, seed=args.seed)
     report.report(figures, engine.engine.info.description, json_only)
+
+
+@benchmark("start")
+@size("--runs", 5, "starts of each way")
+def start(model_path: str | None, runs: int, json_only: bool, **values: Any) -> None:
+    """From nothing to the first token: seconds by part, and peak memory, with files cached and from the disk."""
+    args = engine_args(model_path, values)
+    from moesaic.entrypoints.bench import report, starting
+
+    report.report(starting.start(args, runs), "start (baseline of the peak: weights, KV and an idle torch)", json_only)
+
+
+@benchmark("neighbour")
+@size("--batch-size", 1, "requests at once")
+@size("--input-len", 32, "tokens of each prompt")
+@size("--output-len", 64, "tokens to generate for each")
+@repeated(runs=5)
+def neighbour(
+    model_path: str | None,
+    batch_size: int,
+    input_len: int,
+    output_len: int,
+    runs: int,
+    warmup: int,
+    json_only: bool,
+    **values: Any,
+) -> None:
+    """Decoding alone, and while another process keeps one of the cores busy."""
+    args = engine_args(model_path, values)
+    from moesaic.engine.llm_engine import LLMEngine
+    from moesaic.entrypoints.bench import neighbour, report
+
+    engine = LLMEngine.from_engine_args(args)
+    figures = neighbour.neighbour(
+        engine,
+        batch_size=batch_size,
+        input_len=input_len,
+        output_len=output_len,
+        runs=runs,
+        warmup=warmup,
+        seed=args.seed,
+    )
+    report.report(figures, engine.engine.info.description, json_only)
+
+
+@benchmark("serve")
+@click.option("--url", metavar="URL", help="of a running OpenAI-compatible server; else one is started with the flags")
+@click.option("--api-key", envvar="MOESAIC_API_KEY", help="of that server")
+@click.option("--vocab-size", type=POSITIVE, help="prompts are token ids below this; the model's, or 1000 with --url")
+@size("--num-prompts", 100, "requests in all")
+@size("--input-len", 128, "mean tokens of a prompt")
+@size("--output-len", 64, "mean tokens to generate for each")
+@SPREAD
+@click.option(
+    "--request-rate",
+    type=click.FloatRange(0, min_open=True),
+    default=float("inf"),
+    show_default=True,
+    help="requests a second, with random (Poisson) gaps; inf sends all at once",
+)
+@click.option("--max-concurrency", type=POSITIVE, help="requests under way at once; without a bound by default")
+@click.option("--timeout", type=POSITIVE, default=600, show_default=True, help="seconds that a request may take")
+def serve(
+    model_path: str | None,
+    url: str | None,
+    api_key: str | None,
+    vocab_size: int | None,
+    num_prompts: int,
+    input_len: int,
+    output_len: int,
+    spread: float,
+    request_rate: float,
+    max_concurrency: int | None,
+    timeout: int,
+    json_only: bool,
+    **values: Any,
+) -> None:
+    """Requests over HTTP, to a server that runs or is started: rates, and how long clients wait.
+
+    With --url MODEL is a name that the server serves (its first without one), and the engine's flags mean nothing.
+    """
+    args = engine_args(model_path, values)
+    from moesaic.entrypoints.bench import report, serving
+    from moesaic.entrypoints.bench.client import Client
+    from moesaic.entrypoints.bench.workload import spread_lengths
+
+    load = serving.Load(
+        inputs=spread_lengths(num_prompts, input_len, spread, args.seed),
+        outputs=spread_lengths(num_prompts, output_len, spread, args.seed + 1),
+        rate=None if request_rate == float("inf") else request_rate,
+        concurrency=max_concurrency,
+        seed=args.seed,
+    )
+    if url is not None:
+        name = None if args.model == EMBEDDED_MODEL else args.model
+        figures = serving.serve_figures(Client(url, api_key, timeout), load, name, vocab_size or REMOTE_VOCABULARY)
+    else:
+        from moesaic.engine.resolve import find_model
+        from moesaic.models.load import read_spec
+
+        _, spec = read_spec(find_model(args.model, args.revision, args.download_dir))
+        with serving.started_server(flags_of(args)) as url:
+            figures = serving.serve_figures(Client(url, api_key, timeout), load, None, vocab_size or spec.vocab_size)
+    report.report(figures, url, json_only)
+
+
+def flags_of(args: EngineArgs) -> list[str]:
+    """The command line that gives these arguments."""
+    flags = []
+    for f in fields(EngineArgs):
+        value, default = getattr(args, f.name), f.default_factory() if f.default is MISSING else f.default
+        flag = "--" + f.name.replace("_", "-")
+        if value == default:
+            continue
+        if isinstance(value, bool):
+            flags.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            for one in value if isinstance(value, list) else [value]:
+                flags += [flag, str(one)]
+    return flags
