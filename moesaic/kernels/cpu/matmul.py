@@ -1,4 +1,4 @@
-"""Products with packed weights: linear layers, gated ones, and a whole layer of experts (csrc/kernels/linear.cpp, moe.cpp).
+"""Products with packed weights: linear layers, and a whole layer of experts (csrc/kernels/linear.cpp, moe.cpp).
 
 Activations are fp32, contiguous, on the CPU; everything else about an operation is its oracle's, in
 `kernels.reference_moe`.
@@ -83,8 +83,8 @@ class PackedExperts:
     """The experts of a layer as kernels find them: a page table, and packed matrices by slot.
 
     Args:
-        slot_of: `[E]` int32, the slot of each logical expert, negative where it has none; kernels read it where it lies,
-            so that changing it moves experts.
+        slot_of: `[E]` int32, the slot of each logical expert, negative where it has none; kernels read it where it
+            lies, so that changing it moves experts.
         gate_up, down: by slot, `[2I, H]` gated or `[I, H]`, and `[H, I]`, each in its own format.
         gate_up_bias, down_bias: by slot, fp32.
 
