@@ -1,4 +1,5 @@
-// From row-major weights to the panels of formats.h, quantised on the way, and back.
+// From row-major weights to the panels of formats.h, quantised on the way. Threads take panels; of a panel, W rows at
+// a time are read in pieces that stay in the cache and transposed, so that a lane is a column of the panel.
 #include "../abi/pack.h"
 
 #include <algorithm>
@@ -6,18 +7,14 @@
 
 #include "../common/formats.h"
 #include "../common/team.h"
+#include "panels.h"
 #include "quantize.h"
 
 namespace moesaic {
 namespace {
 
 constexpr int WORKSPACE = 14;
-
-float element(const void* source, int32_t dtype, int64_t i) {
-    if (dtype == MOESAIC_F32) return static_cast<const float*>(source)[i];
-    const uint16_t half = static_cast<const uint16_t*>(source)[i];
-    return dtype == MOESAIC_F16 ? f16_to_float(half) : bf16_to_float(half);
-}
+constexpr int64_t PIECE = 256;  // inputs of an unquantised row that are transposed at once
 
 // Where the rows of a part lie: row r of it is column `first + r % width` of panel r / width.
 struct Place {
@@ -29,60 +26,179 @@ Place place_of(int32_t part) {
     return {part == MOESAIC_UP ? PANEL / 2 : 0, PANEL / 2};
 }
 
-// Where code k of a column lies in its group, in bytes.
-int64_t byte_of(const moesaic_format& f, int64_t k, int64_t column) {
-    if (f.kind == MOESAIC_W8A8 && quad_bytes()) return (k / 4 * PANEL + column) * 4 + k % 4;
-    return (k / 2 * PANEL + column) * 2 + k % 2;
-}
+// A call, as the code below asks for it.
+struct Packing {
+    const moesaic_pack_args& a;
+    const moesaic_matrix& m;
+    const moesaic_format& f;
+    Place place;
+    int64_t part_rows;  // rows of the part that are not padding
 
-// The 16-bit word of code k of a column in a group of w4, and the code's place in it.
-int64_t word_of(int64_t k, int64_t column) { return (k / 8 * PANEL + column) * 2 + k % 2; }
-int shift_of(int64_t k) { return int(k % 8 / 2 * 4); }
+    explicit Packing(const moesaic_pack_args& args)
+        : a(args), m(args.matrix), f(args.matrix.format), place(place_of(args.part)),
+          part_rows(args.part == MOESAIC_WHOLE ? args.matrix.rows : args.matrix.rows / 2) {}
 
-// One column of a panel, unquantised. `row` is fp32, [cols].
-void pack_halves(const moesaic_matrix& m, uint8_t* panel, int64_t column, const float* row) {
-    const int64_t k_padded = padded_cols(m.format, m.cols);
-    for (int64_t k = 0; k < k_padded; ++k) {
-        const float x = k < m.cols ? row[k] : 0.0f;
-        if (m.format.kind == MOESAIC_F32) {
-            reinterpret_cast<float*>(panel)[k * PANEL + column] = x;
-        } else {
-            reinterpret_cast<uint16_t*>(panel)[(k / 2 * PANEL + column) * 2 + k % 2] =
-                m.format.kind == MOESAIC_F16 ? float_to_f16(x) : float_to_bf16(x);
-        }
+    // The source's row r of the part from input k on, nullptr where the row is padding.
+    const uint8_t* row(int64_t r, int64_t k) const {
+        if (r >= part_rows) return nullptr;
+        const int64_t element = (r - a.first_row) * a.stride + k;
+        return static_cast<const uint8_t*>(a.source) + element * (a.dtype == MOESAIC_F32 ? 4 : 2);
     }
-}
 
-// One column of one group: codes, scale, and what else the format has.
-void store_group(const moesaic_format& f, uint8_t* bytes, int64_t size, int64_t column, const Group& group) {
-    int32_t sum = 0;
-    if (f.kind == MOESAIC_W4) {
-        auto* words = reinterpret_cast<uint16_t*>(bytes);
-        for (int64_t k = 0; k < size; k += 8) words[word_of(k, column)] = words[word_of(k + 1, column)] = 0;
-        for (int64_t k = 0; k < size; ++k) words[word_of(k, column)] |= uint16_t(group.codes[k] << shift_of(k));
-        bytes += size * PANEL / 2;
+    uint8_t* panel(int64_t p) const {
+        return static_cast<uint8_t*>(const_cast<void*>(m.data)) + p * panel_bytes(f, m.cols);
+    }
+};
+
+// `n` elements as fp32.
+void read_floats(const uint8_t* source, int32_t dtype, int64_t n, float* out) {
+    const auto* halves = reinterpret_cast<const uint16_t*>(source);
+    int64_t i = 0;
+    if (dtype == MOESAIC_F32) {
+        std::memcpy(out, source, size_t(n) * 4);
+    } else if (dtype == MOESAIC_BF16) {
+        for (; i + W <= n; i += W) store(out + i, load_bf16(halves + i));
+        for (; i < n; ++i) out[i] = bf16_to_float(halves[i]);
     } else {
-        for (int64_t k = 0; k < size; ++k) {
-            bytes[byte_of(f, k, column)] = uint8_t(group.codes[k]);
-            sum += group.codes[k];
-        }
-        bytes += size * PANEL;
+        for (; i + W <= n; i += W) store(out + i, load_f16(halves + i));
+        for (; i < n; ++i) out[i] = f16_to_float(halves[i]);
     }
-    auto* scales = reinterpret_cast<uint16_t*>(bytes);
-    scales[column] = group.scale;
-    if (f.offsets) scales[PANEL + column] = group.offset;
-    if (f.kind == MOESAIC_W8A8 && quad_bytes()) std::memcpy(bytes + PANEL * 2 + column * 4, &sum, 4);
 }
 
-// One column of a panel, quantised group by group. `row` is fp32, [cols].
-void pack_codes(const moesaic_matrix& m, uint8_t* panel, int64_t column, const float* row, int8_t* codes) {
-    const int64_t size = group_size(m.format, m.cols);
-    for (int64_t k = 0; k < m.cols; k += size) {
-        const int64_t filled = std::min(size, m.cols - k);
-        Group group{codes, 0, 0};
-        quantise(row + k, filled, m.format, group);
-        std::memset(codes + filled, 0, size_t(size - filled));
-        store_group(m.format, panel + k / size * group_bytes(m.format, m.cols), size, column, group);
+void write_halves(const float* x, int32_t kind, int64_t n, uint16_t* out) {
+    int64_t i = 0;
+    if (kind == MOESAIC_BF16) {
+        for (; i + W <= n; i += W) store_bf16(out + i, load(x + i));
+        for (; i < n; ++i) out[i] = float_to_bf16(x[i]);
+    } else {
+        for (; i + W <= n; i += W) store_f16(out + i, load(x + i));
+        for (; i < n; ++i) out[i] = float_to_f16(x[i]);
+    }
+}
+
+// Row r's inputs [k, k + n) in the matrix's kind; zeros where it is padding, and in an odd last half.
+void read_units(const Packing& p, int64_t r, int64_t k, int64_t n, uint32_t* units) {
+    const uint8_t* source = p.row(r, k);
+    const bool halves = p.f.kind != MOESAIC_F32;
+    if (source == nullptr) {
+        std::memset(units, 0, size_t(halves ? (n + 1) / 2 : n) * 4);
+        return;
+    }
+    if (halves && n % 2) units[n / 2] = 0;
+    if (p.a.dtype == p.f.kind) {
+        std::memcpy(units, source, size_t(n) * (halves ? 2 : 4));
+    } else if (!halves) {
+        read_floats(source, p.a.dtype, n, reinterpret_cast<float*>(units));
+    } else {
+        float values[PIECE];
+        read_floats(source, p.a.dtype, n, values);
+        write_halves(values, p.f.kind, n, reinterpret_cast<uint16_t*>(units));
+    }
+}
+
+// Calls body(strip, row) for every strip of columns that rows [begin, end) of one panel cover.
+template <class Body>
+void for_strips(const Packing& p, int64_t begin, int64_t end, const Body& body) {
+    while (begin < end) {
+        const int64_t column = p.place.first + begin % p.place.width;
+        const int count = int(std::min(end - begin, W - column % W));
+        body(Strip{column, count}, begin);
+        begin += count;
+    }
+}
+
+// Rows [begin, end) of the part, all in one panel, as they are.
+void pack_floats(const Packing& p, uint8_t* panel, int64_t begin, int64_t end) {
+    const int per_unit = p.f.kind == MOESAIC_F32 ? 1 : 2;
+    uint32_t units[W * PIECE];
+    for (int64_t k = 0; k < p.m.cols; k += PIECE) {
+        const int64_t n = std::min(PIECE, p.m.cols - k);
+        auto* out = reinterpret_cast<uint32_t*>(panel) + k / per_unit * PANEL;
+        for_strips(p, begin, end, [&](Strip strip, int64_t row) {
+            for (int r = 0; r < strip.count; ++r) read_units(p, row + r, k, n, units + r * PIECE);
+            transpose(units, PIECE, strip.count, (n + per_unit - 1) / per_unit, out + strip.first, PANEL);
+        });
+    }
+}
+
+// Codes are put together in units, `shifts` (one an input) saying where in a unit each lies: codes [n, W] as floats to
+// out [n / inputs, 32]. Whole vectors of lanes at every step.
+template <class Unit, int INPUTS>
+void store_units(Unit* out, const float* codes, int64_t n, Strip strip, const int (&shifts)[INPUTS], uint32_t mask) {
+    for (int64_t i = 0; i < n / INPUTS; ++i, codes += INPUTS * W) {
+        uint32_t wide[W] = {};
+        for (int j = 0; j < INPUTS; ++j) {
+            for (int l = 0; l < W; ++l) wide[l] |= (uint32_t(int32_t(codes[j * W + l])) & mask) << shifts[j];
+        }
+        Unit row[W];
+        for (int l = 0; l < W; ++l) row[l] = Unit(wide[l]);
+        Unit* to = out + i * PANEL + strip.first;
+        if (strip.count == W) {
+            std::memcpy(to, row, sizeof row);
+        } else {
+            std::copy(row, row + strip.count, to);
+        }
+    }
+}
+
+void store_codes(const moesaic_format& f, uint8_t* out, const float* codes, int64_t n, Strip strip) {
+    if (f.kind == MOESAIC_W4) {
+        store_units(reinterpret_cast<uint32_t*>(out), codes, n, strip, {0, 16, 4, 20, 8, 24, 12, 28}, 15);
+    } else if (f.kind == MOESAIC_W8A8 && quad_bytes()) {
+        store_units(reinterpret_cast<uint32_t*>(out), codes, n, strip, {0, 8, 16, 24}, 255);
+    } else {
+        store_units(reinterpret_cast<uint16_t*>(out), codes, n, strip, {0, 8}, 255);
+    }
+}
+
+// Inputs [k, k + n) of a strip's rows, a row in each lane: x [n, W], zeros for rows that are padding or not in it.
+void read_columns(const Packing& p, int64_t row, Strip strip, int64_t k, int64_t n, float* x) {
+    float rows[W * PIECE];
+    for (int64_t i = 0; i < n; i += PIECE) {
+        const int64_t piece = std::min(PIECE, n - i);
+        for (int r = 0; r < W; ++r) {
+            const uint8_t* source = r < strip.count ? p.row(row + r, k + i) : nullptr;
+            if (source != nullptr) {
+                read_floats(source, p.a.dtype, piece, rows + r * PIECE);
+            } else {
+                std::memset(rows + r * PIECE, 0, size_t(piece) * 4);
+            }
+        }
+        transpose(reinterpret_cast<uint32_t*>(rows), PIECE, W, piece, reinterpret_cast<uint32_t*>(x + i * W), W);
+    }
+}
+
+// What stands behind the codes of a group for each column.
+void store_scales(const moesaic_format& f, uint8_t* out, const Groups& groups, const float* codes, int64_t n, Strip strip) {
+    auto* scales = reinterpret_cast<uint16_t*>(out);
+    for (int r = 0; r < strip.count; ++r) {
+        scales[strip.first + r] = float_to_bf16(groups.scale[r]);
+        if (f.offsets) scales[PANEL + strip.first + r] = float_to_bf16(groups.offset[r]);
+    }
+    if (f.kind != MOESAIC_W8A8 || !quad_bytes()) return;
+    auto* sums = reinterpret_cast<int32_t*>(scales + PANEL);
+    for (int r = 0; r < strip.count; ++r) {
+        int32_t sum = 0;
+        for (int64_t i = 0; i < n; ++i) sum += int32_t(codes[i * W + r]);
+        sums[strip.first + r] = sum;
+    }
+}
+
+// Rows [begin, end) of the part, all in one panel, quantised.
+void pack_codes(const Packing& p, uint8_t* panel, int64_t begin, int64_t end) {
+    const int64_t size = group_size(p.f, p.m.cols), bytes = group_bytes(p.f, p.m.cols);
+    const int64_t code_bytes = size * PANEL / (p.f.kind == MOESAIC_W4 ? 2 : 1);
+    auto* x = static_cast<float*>(workspace(WORKSPACE, size_t(size) * W * 4));
+    for (int64_t k = 0; k < p.m.cols; k += size, panel += bytes) {
+        const int64_t n = std::min(size, p.m.cols - k);
+        for_strips(p, begin, end, [&](Strip strip, int64_t row) {
+            read_columns(p, row, strip, k, n, x);
+            Groups groups;
+            quantise(x, n, p.f, groups);
+            std::fill(x + n * W, x + size * W, 0.0f);
+            store_codes(p.f, panel, x, size, strip);
+            store_scales(p.f, panel + code_bytes, groups, x, n, strip);
+        });
     }
 }
 
@@ -92,65 +208,18 @@ void pack_codes(const moesaic_matrix& m, uint8_t* panel, int64_t column, const f
 using namespace moesaic;
 
 MOESAIC_API void moesaic_pack(const moesaic_pack_args* a) {
-    const moesaic_matrix& m = a->matrix;
-    const Place place = place_of(a->part);
-    const int64_t part_rows = a->part == MOESAIC_WHOLE ? m.rows : m.rows / 2;
+    const Packing p(*a);
+    const int64_t width = p.place.width;
     int64_t last = a->first_row + a->num_rows;
-    if (last == part_rows) last = round_up(part_rows, place.width);  // what pads the part
-    const int64_t first_panel = a->first_row / place.width, end_panel = (last + place.width - 1) / place.width;
-    parallel_for(end_panel - first_panel, 1, [&](int64_t begin, int64_t end) {
-        const int64_t room = round_up(group_size(m.format, m.cols), 64);
-        auto* row = static_cast<float*>(workspace(WORKSPACE, size_t(m.cols) * 4 + size_t(room)));
-        auto* codes = reinterpret_cast<int8_t*>(row + m.cols);
-        for (int64_t p = first_panel + begin; p < first_panel + end; ++p) {
-            auto* panel = static_cast<uint8_t*>(const_cast<void*>(m.data)) + p * panel_bytes(m.format, m.cols);
-            const int64_t stop = std::min(last, (p + 1) * place.width);
-            for (int64_t r = std::max(a->first_row, p * place.width); r < stop; ++r) {
-                for (int64_t k = 0; k < m.cols; ++k) {
-                    row[k] = r < part_rows ? element(a->source, a->dtype, (r - a->first_row) * a->stride + k) : 0.0f;
-                }
-                const int64_t column = place.first + r % place.width;
-                quantised(m.format) ? pack_codes(m, panel, column, row, codes) : pack_halves(m, panel, column, row);
-            }
-        }
-    });
-}
-
-namespace moesaic {
-namespace {
-
-float weight_at(const moesaic_matrix& m, const uint8_t* panel, int64_t column, int64_t k) {
-    const moesaic_format& f = m.format;
-    if (f.kind == MOESAIC_F32) return reinterpret_cast<const float*>(panel)[k * PANEL + column];
-    if (!quantised(f)) {
-        const uint16_t half = reinterpret_cast<const uint16_t*>(panel)[(k / 2 * PANEL + column) * 2 + k % 2];
-        return f.kind == MOESAIC_F16 ? f16_to_float(half) : bf16_to_float(half);
-    }
-    const int64_t size = group_size(f, m.cols);
-    const uint8_t* group = panel + k / size * group_bytes(f, m.cols);
-    k %= size;
-    const int code = f.kind == MOESAIC_W4
-        ? (reinterpret_cast<const uint16_t*>(group)[word_of(k, column)] >> shift_of(k) & 15) - 8
-        : int8_t(group[byte_of(f, k, column)]);
-    const auto* scales = reinterpret_cast<const uint16_t*>(group + size * PANEL / (f.kind == MOESAIC_W4 ? 2 : 1));
-    const float offset = f.offsets ? bf16_to_float(scales[PANEL + column]) : 0.0f;
-    return bf16_to_float(scales[column]) * float(code) + offset;
-}
-
-}  // namespace
-}  // namespace moesaic
-
-MOESAIC_API void moesaic_unpack(const moesaic_unpack_args* a) {
-    const moesaic_matrix& m = a->matrix;
-    parallel_for(a->num_rows, 16, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-            int64_t r = a->first_row + i;
-            const bool up = m.format.gated && r >= m.rows / 2;
-            const Place place = place_of(!m.format.gated ? MOESAIC_WHOLE : up ? MOESAIC_UP : MOESAIC_GATE);
-            if (up) r -= m.rows / 2;
-            const auto* panel = static_cast<const uint8_t*>(m.data) + r / place.width * panel_bytes(m.format, m.cols);
-            for (int64_t k = 0; k < m.cols; ++k) {
-                a->out[i * m.cols + k] = weight_at(m, panel, place.first + r % place.width, k);
+    if (last == p.part_rows) last = round_up(last, width);  // what pads the part is written with its last row
+    const int64_t first_panel = a->first_row / width, num_panels = (last + width - 1) / width - first_panel;
+    parallel_for(num_panels, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = first_panel + begin; i < first_panel + end; ++i) {
+            const int64_t from = std::max(a->first_row, i * width), to = std::min(last, (i + 1) * width);
+            if (quantised(p.f)) {
+                pack_codes(p, p.panel(i), from, to);
+            } else {
+                pack_floats(p, p.panel(i), from, to);
             }
         }
     });
