@@ -7,28 +7,27 @@
 // added, and so every instruction set finds the same bits.
 #include "quantize.h"
 
-#include <algorithm>
 #include <cmath>
+
+#include "../common/compare.h"
 
 namespace moesaic {
 namespace {
 
-constexpr float LEAST_SCALE = 1e-36f;  // a group below it is all alike: the reciprocal would overflow
+constexpr float LEAST_SCALE = 1e-36f;  // with less a group counts as all alike: the reciprocal would overflow
 constexpr int TOGETHER = 3;            // starts that are tried in one pass
 
-// One number for each row. Loops over lanes are the compiler's to vectorise.
-struct Lanes {
-    alignas(64) float at[W];
-};
+MOESAIC_INLINE Vec negative(Vec a) { return sub(zero(), a); }
 
-// To bf16 and back, to nearest even; not for NaN.
-MOESAIC_INLINE float as_bf16(float x) {
-    const uint32_t bits = float_to_bits(x);
-    return bits_to_float((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u);
+// To bf16 and back.
+MOESAIC_INLINE Vec as_bf16(Vec x) {
+    uint16_t halves[W];
+    store_bf16(halves, x);
+    return load_bf16(halves);
 }
 
 struct Line {
-    Lanes scale, offset;
+    Vec scale, offset;
 };
 
 // Of the codes, counted from the one that stands for the offset.
@@ -40,25 +39,17 @@ MOESAIC_INLINE Vec code_of(Vec x, Vec offset, Vec inverse, Range range) {
     return round(min(max(mul(sub(x, offset), inverse), set1(range.low)), set1(range.high)));
 }
 
-MOESAIC_INLINE Lanes inverse_of(const Lanes& scale) {
-    Lanes r;
-    for (int l = 0; l < W; ++l) {
-        const float inverse = 1.0f / scale.at[l];  // outside the choice, or the loop is not vectorised
-        r.at[l] = std::fabs(scale.at[l]) > LEAST_SCALE ? inverse : 0.0f;
-    }
-    return r;
+MOESAIC_INLINE Vec inverse_of(Vec scale) {
+    return where_less(set1(LEAST_SCALE), abs(scale), div(set1(1.0f), scale), zero());
 }
 
 // The search for the best line of each row; the weights are centred on `mean` where there are offsets.
 class Search {
 public:
-    Search(const float* x, int64_t n, Range range, bool offsets, const Lanes& mean, const Lanes& squares)
-        : x_(x), n_(n), range_(range), offsets_(offsets), mean_(mean), squares_(squares) {
-        for (int l = 0; l < W; ++l) {
-            best_error_.at[l] = INFINITY;
-            best.scale.at[l] = 0;  // kept where no fit is found: all weights alike
-            best.offset.at[l] = offsets ? as_bf16(mean.at[l]) - mean.at[l] : 0.0f;
-        }
+    Search(const float* x, int64_t n, Range range, bool offsets, Vec mean, Vec squares)
+        : x_(x), n_(n), range_(range), offsets_(offsets), mean_(mean), squares_(squares), best_error_(set1(INFINITY)) {
+        best.scale = zero();  // kept where no fit is found: all weights alike
+        best.offset = offsets ? sub(as_bf16(mean), mean) : zero();
     }
 
     // Round with each line, fit a new one to the codes in its place, and keep it where it is the best.
@@ -66,7 +57,7 @@ public:
     void step(Line* lines) {
         Vec inverse[N], offset[N], q[N], qq[N], xq[N];
         for (int j = 0; j < N; ++j) {
-            inverse[j] = load(inverse_of(lines[j].scale).at), offset[j] = load(lines[j].offset.at);
+            inverse[j] = inverse_of(lines[j].scale), offset[j] = lines[j].offset;
             q[j] = qq[j] = xq[j] = zero();
         }
         for (int64_t i = 0; i < n_; ++i) {
@@ -84,32 +75,31 @@ public:
     Line best;
 
 private:
-    void fit(Line& line, Vec q_sums, Vec qq_sums, Vec xq_sums) {
-        Lanes q, qq, xq;
-        store(q.at, q_sums), store(qq.at, qq_sums), store(xq.at, xq_sums);
-        const float count = float(n_), with_offset = offsets_ ? 1.0f : 0.0f;
-        for (int l = 0; l < W; ++l) {
-            const float mean_code = with_offset * q.at[l] / count, spread = qq.at[l] - mean_code * q.at[l];
-            const float ratio = xq.at[l] / spread, scale = spread > 0 ? ratio : 0.0f, offset = -scale * mean_code;
-            line.scale.at[l] = scale, line.offset.at[l] = offset;
-            const float s = as_bf16(scale), o = with_offset * (as_bf16(offset + mean_.at[l]) - mean_.at[l]);
-            const float error = squares_.at[l] - 2 * s * xq.at[l] + s * s * qq.at[l] + 2 * s * o * q.at[l] + count * o * o;
-            const bool better = (scale != 0) & (error < best_error_.at[l]);
-            best_error_.at[l] = better ? error : best_error_.at[l];
-            best.scale.at[l] = better ? s : best.scale.at[l];
-            best.offset.at[l] = better ? o : best.offset.at[l];
-        }
+    void fit(Line& line, Vec q, Vec qq, Vec xq) {
+        const Vec count = set1(float(n_)), mean_code = offsets_ ? div(q, count) : zero();
+        const Vec spread = sub(qq, mul(mean_code, q));
+        line.scale = where_less(zero(), spread, div(xq, spread), zero());
+        line.offset = negative(mul(line.scale, mean_code));
+        const Vec s = as_bf16(line.scale), o = offsets_ ? sub(as_bf16(add(line.offset, mean_)), mean_) : zero();
+        // sum (x - s q - o)^2, where sum x is 0 if there is an offset
+        const Vec of_scale = mul(s, sub(mul(s, qq), add(xq, xq)));
+        const Vec of_offset = mul(o, add(mul(add(s, s), q), mul(count, o)));
+        Vec error = add(add(squares_, of_scale), of_offset);
+        error = where_less(zero(), abs(s), error, set1(INFINITY));
+        best.scale = where_less(error, best_error_, s, best.scale);
+        best.offset = where_less(error, best_error_, o, best.offset);
+        best_error_ = where_less(error, best_error_, error, best_error_);
     }
 
     const float* x_;
     int64_t n_;
     Range range_;
     bool offsets_;
-    Lanes mean_, squares_, best_error_;
+    Vec mean_, squares_, best_error_;
 };
 
 struct Extent {
-    Lanes low, high, mean;
+    Vec low, high, mean;
 };
 
 Extent extent_of(const float* x, int64_t n) {
@@ -118,46 +108,34 @@ Extent extent_of(const float* x, int64_t n) {
         const Vec value = load(x + i * W);
         low = min(low, value), high = max(high, value), sum = add(sum, value);
     }
-    Extent e;
-    store(e.low.at, low), store(e.high.at, high), store(e.mean.at, div(sum, set1(float(n))));
-    return e;
+    return {low, high, div(sum, set1(float(n)))};
 }
 
 // Takes the mean away; the sum of squares of what is left.
-Lanes centre(float* x, int64_t n, const Lanes& mean) {
+Vec centre(float* x, int64_t n, Vec mean) {
     Vec squares = zero();
     for (int64_t i = 0; i < n; ++i) {
-        const Vec value = sub(load(x + i * W), load(mean.at));
+        const Vec value = sub(load(x + i * W), mean);
         store(x + i * W, value);
         squares = add(squares, mul(value, value));
     }
-    Lanes r;
-    store(r.at, squares);
-    return r;
+    return squares;
 }
 
 // The line whose codes span the extent, clipped on either side by a share of its half.
 Line spanning(const Extent& e, Range range, float clip_low, float clip_high) {
-    Line line;
-    for (int l = 0; l < W; ++l) {
-        const float middle = 0.5f * (e.low.at[l] + e.high.at[l]) - e.mean.at[l], half = 0.5f * (e.high.at[l] - e.low.at[l]);
-        const float low = middle - half * (1 - clip_low), high = middle + half * (1 - clip_high);
-        line.scale.at[l] = (high - low) / (range.high - range.low);
-        line.offset.at[l] = low - line.scale.at[l] * range.low;
-    }
-    return line;
+    const Vec middle = sub(mul(set1(0.5f), add(e.low, e.high)), e.mean), half = mul(set1(0.5f), sub(e.high, e.low));
+    const Vec low = sub(middle, mul(half, set1(1 - clip_low))), high = add(middle, mul(half, set1(1 - clip_high)));
+    const Vec scale = mul(sub(high, low), set1(1.0f / (range.high - range.low)));
+    return {scale, sub(low, mul(scale, set1(range.low)))};
 }
 
 // Without an offset: the weight of largest magnitude gets the code of largest magnitude, whatever its sign, or is
-// clipped a little. (Of 4 bits that is -8: a scale may be negative.)
+// clipped a little. (Of 4 bits that code is -8, and so a scale may be negative.)
 Line reaching(const Extent& e, Range range, float clip) {
-    Line line;
-    for (int l = 0; l < W; ++l) {
-        const float largest = e.high.at[l] > -e.low.at[l] ? e.high.at[l] : e.low.at[l];
-        const float code = range.low + range.high != 0 ? range.low : std::copysign(range.high, largest);
-        line.scale.at[l] = largest * (1 - clip) / code, line.offset.at[l] = 0;
-    }
-    return line;
+    const Vec largest = where_less(negative(e.low), e.high, e.high, e.low);
+    const Vec signed_scale = mul(largest, set1((1 - clip) / range.low));
+    return {range.low + range.high != 0 ? signed_scale : abs(signed_scale), zero()};
 }
 
 // Eight bits gain nothing from clipping. Four do, more so in a long group, whose range is wider.
@@ -186,17 +164,16 @@ void quantise(float* x, int64_t n, const moesaic_format& format, Groups& groups)
     const bool few_bits = format.kind == MOESAIC_W4, offsets = format.offsets != 0;
     const Range range = few_bits ? Range{-8, 7} : Range{-127, 127};
     Extent extent = extent_of(x, n);
-    if (!offsets) extent.mean = Lanes{};
-    const Lanes squares = centre(x, n, extent.mean);
+    if (!offsets) extent.mean = zero();
+    const Vec squares = centre(x, n, extent.mean);
     Search found(x, n, range, offsets, extent.mean, squares);
     search(found, extent, range, few_bits, offsets, n);
-    const Vec inverse = load(inverse_of(found.best.scale).at), offset = load(found.best.offset.at);
-    const Vec bias = set1(few_bits ? 8.0f : 0.0f);
-    for (int64_t i = 0; i < n; ++i) store(x + i * W, add(code_of(load(x + i * W), offset, inverse, range), bias));
-    for (int l = 0; l < W; ++l) {
-        groups.scale[l] = squares.at[l] < INFINITY ? found.best.scale.at[l] : NAN;
-        groups.offset[l] = offsets ? as_bf16(found.best.offset.at[l] + extent.mean.at[l]) : 0.0f;
+    const Vec inverse = inverse_of(found.best.scale), bias = set1(few_bits ? 8.0f : 0.0f);
+    for (int64_t i = 0; i < n; ++i) {
+        store(x + i * W, add(code_of(load(x + i * W), found.best.offset, inverse, range), bias));
     }
+    store(groups.scale, where_less(squares, set1(INFINITY), found.best.scale, set1(NAN)));
+    store(groups.offset, offsets ? add(found.best.offset, extent.mean) : zero());
 }
 
 }  // namespace moesaic
