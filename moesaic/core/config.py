@@ -18,6 +18,7 @@ class ModelConfig:
         dtype: of weights and activations.
         max_model_len: tokens of one sequence, prompt and output together.
         load_format: where weights come from; "dummy" makes seeded random ones.
+        moe_backend: who computes; "auto" for the best that can.
     """
 
     path: str
@@ -26,6 +27,7 @@ class ModelConfig:
     max_model_len: int
     load_format: LoadFormat
     seed: int
+    moe_backend: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +56,15 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Everything an engine needs to start."""
+    """Everything an engine needs to start.
+
+    Attributes:
+        enforce_eager: record no step.
+    """
 
     model: ModelConfig
     cache: CacheConfig
     scheduler: SchedulerConfig
     device: str
     threads: int | None
+    enforce_eager: bool = False

@@ -43,6 +43,12 @@ class EngineArgs:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     device: str = arg("auto", "where the model runs; auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
+    moe_backend: str = arg(
+        "auto",
+        "who computes: cpu for C++ kernels, reference for plain torch; auto takes the best that can, others must",
+        choices=("auto", "cpu", "reference"),
+    )
+    enforce_eager: bool = arg(False, "record no decode step to replay it; the results are the same, slower")
     max_model_len: int | None = arg(None, "tokens of one sequence, prompt and output; the model's own by default")
     max_num_seqs: int = arg(256, "sequences that run at once")
     max_num_batched_tokens: int = arg(2048, "token budget of one step; longer prompts are computed in chunks")

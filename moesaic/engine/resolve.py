@@ -103,6 +103,7 @@ def resolve(args: EngineArgs) -> Resolved:
             max_model_len=length,
             load_format=cast(LoadFormat, args.load_format),
             seed=args.seed,
+            moe_backend=args.moe_backend,
         ),
         cache=CacheConfig(
             block_size=args.block_size,
@@ -112,6 +113,7 @@ def resolve(args: EngineArgs) -> Resolved:
         ),
         scheduler=SchedulerConfig(max_num_batched_tokens=args.max_num_batched_tokens, max_num_seqs=args.max_num_seqs),
         device=device,
+        enforce_eager=args.enforce_eager,
         threads=args.threads or _auto_threads(spec.num_active_parameters, device),
     )
     logger.info("configuration: %s", _in_words(config))

@@ -6,6 +6,7 @@ from moesaic.experts.dispatch import LocalDispatch
 from moesaic.experts.routing import Routing, TopKRouter
 from moesaic.experts.stats import ExpertStats
 from moesaic.experts.store import ExpertPages
+from moesaic.kernels.cpu.calls import seam
 from moesaic.layers.base import BuildContext, Layer
 from moesaic.layers.linear import ReplicatedLinear
 from moesaic.models.spec import MoESpec
@@ -31,6 +32,7 @@ class MoE(Layer):
     def forward(self, hidden: Tensor) -> Tensor:
         """`[T, H]` -> `[T, H]`."""
         routing = self.route(hidden)
+        seam()
         tokens, local = self.dispatcher.dispatch(hidden, routing)
         return self.dispatcher.combine(self.compute(tokens, local), routing)
 

@@ -16,11 +16,11 @@ from moesaic.core.log import get_logger
 log = get_logger(__name__)
 
 # Best first. Each is a module with `supports(case) -> reason | None` and a function for each operation.
-BACKENDS = {"reference": "moesaic.kernels.reference"}
+BACKENDS = {"cpu": "moesaic.kernels.cpu.backend", "reference": "moesaic.kernels.reference"}
 FAMILIES = {
     "matrices": ("embed", "linear", "gated_linear", "fused_moe"),
     "attention": ("rope_table", "prepare_qkv", "plan_attention", "paged_attention"),
-    "norms": ("rms_norm", "add_rms_norm"),
+    "norms": ("rms_norm", "add_rms_norm", "gather_rows"),
     "router": ("route",),
     "sampling": ("sample",),
 }

@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moesaic.core.formats import Kind, WeightFormat
 from moesaic.distributed.groups import SINGLE, ProcessGroup
+from moesaic.kernels.cpu.packed import PackedMatrix, Sink
 from moesaic.kernels.registry import FAMILIES, FAMILY_OF, kernel
 
-NamedViews = Iterator[tuple[str, Tensor]]
+NamedViews = Iterator[tuple[str, Tensor | Sink]]
+KIND_OF: dict[torch.dtype, Kind] = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 REFERENCE = dict.fromkeys(FAMILIES, "reference")
 
 
@@ -22,6 +25,7 @@ class BuildContext:
         dtype: of weights and of the KV cache.
         group: the ranks that share each layer.
         backends: who computes each family of operations.
+        formats: how a weight is packed, by its canonical name; None for plain floating-point numbers of `dtype`.
         prefix: canonical name of the layer being built, with a dot at its end; the model's own is empty.
     """
 
@@ -29,6 +33,7 @@ class BuildContext:
     dtype: torch.dtype
     group: ProcessGroup = SINGLE
     backends: Mapping[str, str] = field(default_factory=lambda: REFERENCE)
+    formats: Callable[[str], WeightFormat] | None = None
     prefix: str = ""
 
     def under(self, name: str) -> "BuildContext":
@@ -51,7 +56,17 @@ class BuildContext:
             name: canonical, within the layer being built.
             gated: rows are gate's, then up's.
         """
+        if self.backends["matrices"] == "cpu":
+            return PackedMatrix.empty(rows, cols, self.format_of(name), gated)
         return nn.Parameter(torch.empty(rows, cols, device=self.device, dtype=self.dtype), requires_grad=False)
+
+    def stacked(self, count: int, rows: int, cols: int) -> nn.Parameter:
+        """As many unfilled plain weights `[rows, cols]`, one after the other."""
+        return nn.Parameter(torch.empty(count, rows, cols, device=self.device, dtype=self.dtype), requires_grad=False)
+
+    def format_of(self, name: str) -> WeightFormat:
+        """How a weight of the layer being built is packed."""
+        return self.formats(self.prefix + name) if self.formats is not None else WeightFormat(KIND_OF[self.dtype])
 
     def kernel(self, op: str) -> Callable[..., Any]:
         """The function that computes `op` here."""
@@ -66,6 +81,20 @@ class Layer(nn.Module):
         for name, child in self.named_children():
             yield from prefixed(name, child)
 
+    def weight_bytes(self) -> int:
+        """Memory of everything that loading fills, in the form in which it is kept."""
+        weights = {id(w): w.nbytes for module in self.modules() for w in _weights(module)}  # tied ones once
+        return sum(weights.values())
+
+
+def _weights(module: nn.Module) -> Iterator[Any]:
+    """The weights that a module itself holds."""
+    yield from (w for w in module._parameters.values() if w is not None)
+    yield from (w for w in vars(module).values() if isinstance(w, PackedMatrix))
+    yield from (
+        m for held in vars(module).values() if isinstance(held, list) for m in held if isinstance(m, PackedMatrix)
+    )
+
 
 def prefixed(prefix: str, layer: nn.Module) -> NamedViews:
     """The named views of a layer (or of a list of layers), under `prefix`."""
@@ -79,6 +108,17 @@ def _of_list(layers: nn.Module) -> NamedViews:
         yield from prefixed(name, child)
 
 
-def rows_of(matrix: Any, start: int, stop: int) -> Tensor:
+def rows_of(matrix: Any, start: int, stop: int) -> Tensor | Sink:
     """Where loading puts rows [start, stop) of a matrix."""
-    return matrix.data[start:stop]
+    if isinstance(matrix, PackedMatrix):
+        return matrix.sink(start, stop - start)
+    rows: Tensor = matrix.data[start:stop]
+    return rows
+
+
+def gate_and_up(matrix: Any) -> tuple[Tensor | Sink, Tensor | Sink]:
+    """Where loading puts the two halves of a gated matrix."""
+    if isinstance(matrix, PackedMatrix):
+        return matrix.gate_sink(), matrix.up_sink()
+    gate, up = matrix.data.chunk(2)
+    return gate, up

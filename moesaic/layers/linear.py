@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from moesaic.layers.base import BuildContext, Layer, NamedViews, rows_of
+from moesaic.layers.base import BuildContext, Layer, NamedViews, gate_and_up, rows_of
 
 
 class ReplicatedLinear(Layer):
@@ -90,3 +90,10 @@ class GatedLinear(MergedLinear):
         """`[T, in]` -> `[T, out]`."""
         out: Tensor = self._gated_linear(x, self.weight, self.bias, activation=self.activation)
         return out
+
+    def named_views(self) -> NamedViews:
+        for part, view in zip(self.parts, gate_and_up(self.weight), strict=True):
+            yield f"{part}.weight", view
+        if self.bias is not None:
+            for part, half in zip(self.parts, self.bias.data.chunk(2), strict=True):
+                yield f"{part}.bias", half

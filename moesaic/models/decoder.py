@@ -17,6 +17,8 @@ from moesaic.layers.norm import RMSNorm
 from moesaic.layers.step import Step
 from moesaic.models.spec import LayerSpec, ModelSpec, MoESpec
 
+_GLOBAL_HOOKS = (nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks)
+
 
 class Decoder(Layer):
     """A decoder-only language model over paged caches; its parameters are unfilled until they are loaded.
@@ -36,8 +38,10 @@ class Decoder(Layer):
             for index, layer in enumerate(spec.layers)
         )
         self.norm = RMSNorm(ctx, spec.hidden_size, spec.norm_eps)
+        self._gather_rows = ctx.kernel("gather_rows")
         tied = self.embed if spec.tied_embeddings else None
         self.lm_head = LMHead(ctx.under("lm_head"), spec.vocab_size, spec.hidden_size, tied)
+        self._hooks = [hooks for m in self.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
 
     @torch.inference_mode()
     def forward(self, batch: Batch, caches: Sequence[KVCache]) -> Tensor:
@@ -54,10 +58,17 @@ class Decoder(Layer):
         return self.norm.add(hidden, delta, alpha)[1]
 
     @torch.inference_mode()
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`[N, hidden]` -> `[N, vocab]` float32."""
+    def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        """`[T, hidden]` -> `[N, vocab]` float32, of the given `rows` `[N]` or of all."""
+        if rows is not None and rows.shape[0] < hidden.shape[0]:
+            hidden = self._gather_rows(hidden, rows)
         logits: Tensor = self.lm_head(hidden, self.spec.multipliers.logits)
         return logits
+
+    @property
+    def hooked(self) -> bool:
+        """Whether somebody wants to look in between: a forward hook on some layer, as torch has them."""
+        return any(self._hooks) or any(_GLOBAL_HOOKS)
 
     def cache_specs(self) -> list[KVCacheSpec]:
         """What each layer keeps of a token, in order."""

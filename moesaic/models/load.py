@@ -28,18 +28,25 @@ def spec_of(config: dict[str, Any], where: str = "config.json") -> tuple[Archite
     return architecture, spec
 
 
-def load_model(config: ModelConfig, device: str, progress: bool = True) -> "Decoder":
-    """The model, its parameters filled. Raises ConfigError or CheckpointError."""
+def load_model(config: ModelConfig, device: str, block_size: int = 16, progress: bool = True) -> "Decoder":
+    """The model, its parameters filled. Raises ConfigError or CheckpointError.
+
+    Args:
+        block_size: of the cache that it will be run on.
+    """
     import torch
 
     from moesaic.layers.base import BuildContext
+    from moesaic.models.backends import choose_backends
     from moesaic.models.decoder import Decoder
     from moesaic.weights.loader import fill_dummy, load_weights
     from moesaic.weights.sources import open_source
 
     architecture, spec = read_spec(config.path)
     source = None if config.load_format == "dummy" else open_source(config.path, config.load_format)
-    model = Decoder(spec, BuildContext(torch.device(device), getattr(torch, config.dtype)))
+    where, dtype = torch.device(device), getattr(torch, config.dtype)
+    backends = choose_backends(spec, where, dtype, block_size, config.moe_backend)
+    model = Decoder(spec, BuildContext(where, dtype, backends=backends))
     parameters = dict(model.named_views())
     if source is None:
         fill_dummy(parameters, config.seed)

@@ -23,15 +23,14 @@ class LocalExecutor:
     def __init__(self, config: EngineConfig, explicit_len: bool) -> None:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.model = load_model(config.model, config.device)
+        self.model = load_model(config.model, config.device, config.cache.block_size)
         specs = self.model.cache_specs()
-        weight_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        self.kv = plan_kv(config, specs, weight_bytes, explicit_len)
+        self.kv = plan_kv(config, specs, self.model.weight_bytes(), explicit_len)
         caches = [spec.allocate(self.kv.num_blocks, config.cache.block_size, config.device) for spec in specs]
         table = SequenceTable(
             config.scheduler.max_num_seqs, self.kv.max_model_len, config.cache.block_size, config.device
         )
-        self.runner = Runner(self.model, caches, table)
+        self.runner = Runner(self.model, caches, table, replay=not config.enforce_eager)
         logger.info(
             "KV cache: %d blocks of %d tokens, %s",
             self.kv.num_blocks,

@@ -1,10 +1,11 @@
 """The worker's copy of the running sequences, and the batch tensors that a plan makes of it.
 
 Tokens and block tables live in two arrays with a row a sequence, so that any mix of chunks and single tokens
-becomes a batch by a few vectorised look-ups; a step sends only what is new.
+becomes a batch by a few vectorised look-ups; a step sends only what is new. A step in which each sequence has one token
+is written into buffers that stay, so that a recording of it can be replayed (`worker.recorded`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
@@ -16,6 +17,8 @@ from moesaic.core.sampling_params import SamplingParams
 from moesaic.core.step import Advance, NewSequence, StepPlan
 
 IntArray = npt.NDArray[np.int64]
+
+MOST_REPLAYED = 64  # sequences of a step that may be replayed; larger ones are not held up by Python
 
 
 @dataclass(eq=False, slots=True)
@@ -43,6 +46,7 @@ class SequenceTable:
         self.blocks: IntArray = np.zeros((max_num_seqs, -(-max_model_len // block_size) + 1), dtype=np.int64)
         self.states: dict[int, SequenceState] = {}
         self._free_rows = list(range(max_num_seqs))[::-1]
+        self.singles = SingleTokens(self.blocks, min(max_num_seqs, MOST_REPLAYED)) if device == "cpu" else None
 
     def apply(self, plan: StepPlan) -> None:
         """Forget, learn, and append blocks, as the plan says."""
@@ -78,42 +82,67 @@ class SequenceTable:
         return self.tokens[state.row, : state.length]
 
     def batch(self, advance: list[Advance]) -> Batch:
-        """The batch tensors of a plan; `apply` has run. They are views of one tensor: one copy to a device."""
+        """The batch tensors of a plan; `apply` has run."""
         states = [self.states[item.seq_id] for item in advance]
-        rows = np.array([state.row for state in states], dtype=np.int64)
-        starts = np.array([item.start for item in advance], dtype=np.int64)
+        rows = [state.row for state in states]
+        starts = [item.start for item in advance]
         query_lens = [item.num_tokens for item in advance]
+        seq_ids = [item.seq_id for item in advance]
+        seq_lens = [start + count for start, count in zip(starts, query_lens, strict=True)]
+        if self.singles is not None and len(advance) <= self.singles.capacity and sum(query_lens) == len(advance):
+            batch = self.singles.fill(self.tokens, self.block_size, rows, starts)
+            batch.seq_lens_host, batch.table_rows_host, batch.seq_ids = seq_lens, rows, seq_ids
+            if all(item.samples for item in advance) and all(state.prompt_logprobs is None for state in states):
+                return batch
+            logits_rows = self._logits_rows(advance, states, np.arange(len(advance) + 1))
+            return replace(batch, replayable=False, logits_rows=torch.from_numpy(logits_rows))
+        return self._mixed(advance, states, rows, starts, query_lens, seq_lens, seq_ids)
+
+    def _mixed(
+        self,
+        advance: list[Advance],
+        states: list[SequenceState],
+        rows: list[int],
+        starts: list[int],
+        query_lens: list[int],
+        seq_lens: list[int],
+        seq_ids: list[int],
+    ) -> Batch:
+        """Any numbers of tokens. The tensors are views of one: a device needs one copy (and the block tables)."""
+        table_rows = np.array(rows, dtype=np.int64)
         query_start = np.array([0, *accumulate(query_lens)], dtype=np.int64)
-        seq_lens = starts + query_lens
-        token_rows, positions = self._rows_and_positions(rows, starts, query_lens, query_start)
+        token_rows, positions = self._rows_and_positions(table_rows, np.array(starts), query_lens, query_start)
         blocks, offsets = np.divmod(positions, self.block_size)
-        max_blocks = -(-int(seq_lens.max()) // self.block_size)
-        parts = (
+        parts = [
             self.tokens[token_rows, positions],
             positions,
             self.blocks[token_rows, blocks] * self.block_size + offsets,
             query_start,
-            seq_lens,
+            np.array(seq_lens, dtype=np.int64),
             self._logits_rows(advance, states, query_start),
-            np.arange(len(advance)),
-            self.blocks[rows, :max_blocks].ravel(),
-        )
+            table_rows,
+        ]
+        if self.device == "cpu":
+            tables = torch.from_numpy(self.blocks)
+        else:
+            width = -(-max(seq_lens) // self.block_size)
+            parts[-1], rows = np.arange(len(rows)), list(range(len(rows)))
+            tables = torch.from_numpy(self.blocks[table_rows, :width]).to(self.device)
         packed = torch.from_numpy(np.concatenate(parts)).to(self.device)
-        pieces = packed.split([len(part) for part in parts])
-        token_ids, position, slots, query_starts, lens, logits_rows, table_rows, tables = pieces
+        token_ids, position, slots, query_starts, lens, logits_rows, table_row = packed.split([len(p) for p in parts])
         return Batch(
             token_ids=token_ids,
             positions=position,
             slots=slots,
             query_start=query_starts,
             seq_lens=lens,
-            block_tables=tables.view(len(advance), max_blocks),
-            table_rows=table_rows,
+            block_tables=tables,
+            table_rows=table_row,
             logits_rows=logits_rows,
             query_lens_host=query_lens,
-            seq_lens_host=seq_lens.tolist(),
-            table_rows_host=list(range(len(advance))),
-            seq_ids=[item.seq_id for item in advance],
+            seq_lens_host=seq_lens,
+            table_rows_host=rows,
+            seq_ids=seq_ids,
         )
 
     @staticmethod
@@ -121,10 +150,7 @@ class SequenceTable:
         rows: IntArray, starts: IntArray, query_lens: list[int], query_start: IntArray
     ) -> tuple[IntArray, IntArray]:
         """`[T]` each: a token's row of the table, and its position in the sequence."""
-        num_tokens = int(query_start[-1])
-        if num_tokens == len(rows):  # one token each
-            return rows, starts
-        positions = np.arange(num_tokens) + np.repeat(starts - query_start[:-1], query_lens)
+        positions = np.arange(query_start[-1]) + np.repeat(starts - query_start[:-1], query_lens)
         return np.repeat(rows, query_lens), positions
 
     @staticmethod
@@ -139,6 +165,66 @@ class SequenceTable:
             if item.samples:
                 rows.append(first + item.num_tokens - 1)
         return np.array(rows, dtype=np.int64)
+
+
+class SingleTokens:
+    """The inputs of steps in which each of at most `capacity` sequences has one token, in memory that stays.
+
+    Args:
+        blocks: the table of block ids, which is read where it lies.
+    """
+
+    def __init__(self, blocks: IntArray, capacity: int) -> None:
+        self.capacity = capacity
+        self._blocks = blocks
+        self._inputs: IntArray = np.zeros((5, capacity), dtype=np.int64)
+        self._query_start = torch.arange(capacity + 1)
+        self._tensors = torch.from_numpy(self._inputs).unbind()
+        self._tables = torch.from_numpy(blocks)
+        self._batches: dict[int, Batch] = {}
+
+    def fill(self, tokens: IntArray, block_size: int, rows: list[int], starts: list[int]) -> Batch:
+        """Write the inputs of sequences in these rows of the table, whose tokens `starts` are computed.
+
+        Returns:
+            a batch over them, good until the next call; the fields that are lists are left to the caller.
+        """
+        count = len(rows)
+        token_ids, positions, slots, seq_lens, table_rows = self._inputs
+        if count == 1:  # plain numbers are faster than arrays of one
+            row, start = rows[0], starts[0]
+            token_ids[0], positions[0], seq_lens[0], table_rows[0] = tokens[row, start], start, start + 1, row
+            slots[0] = self._blocks[row, start // block_size] * block_size + start % block_size
+        else:
+            table_rows[:count] = rows
+            positions[:count] = starts
+            row_of, start_of = table_rows[:count], positions[:count]
+            np.add(start_of, 1, out=seq_lens[:count])
+            token_ids[:count] = tokens[row_of, start_of]
+            block, offset = np.divmod(start_of, block_size)
+            slots[:count] = self._blocks[row_of, block] * block_size + offset
+        return self.batch(count)
+
+    def batch(self, count: int) -> Batch:
+        """The views of the first `count` sequences' inputs, as they are now."""
+        if count not in self._batches:
+            token_ids, positions, slots, seq_lens, table_rows = (tensor[:count] for tensor in self._tensors)
+            self._batches[count] = Batch(
+                token_ids=token_ids,
+                positions=positions,
+                slots=slots,
+                query_start=self._query_start[: count + 1],
+                seq_lens=seq_lens,
+                block_tables=self._tables,
+                table_rows=table_rows,
+                logits_rows=self._query_start[:count],
+                query_lens_host=[1] * count,
+                seq_lens_host=[1] * count,
+                table_rows_host=[0] * count,
+                seq_ids=[0] * count,
+                replayable=True,
+            )
+        return self._batches[count]
 
 
 def num_prompt_rows(item: Advance, state: SequenceState) -> int:

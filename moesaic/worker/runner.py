@@ -6,20 +6,27 @@ from time import perf_counter
 import numpy as np
 import torch
 
+from moesaic.core.batch import Batch
 from moesaic.core.step import Advance, Sampled, StepPlan, StepResult
 from moesaic.layers.kv_cache import KVCache
 from moesaic.models.decoder import Decoder
 from moesaic.worker.inputs import SequenceState, SequenceTable, num_prompt_rows
+from moesaic.worker.recorded import RecordedStep
 from moesaic.worker.sampler import NOT_FINITE, SamplingRow, logprob_rows, sample
 
 
 class Runner:
-    """Holds the model, its caches and the table of running sequences."""
+    """Holds the model, its caches and the table of running sequences.
 
-    def __init__(self, model: Decoder, caches: Sequence[KVCache], table: SequenceTable) -> None:
+    Args:
+        replay: record the model's decode step and replay it, where that can be done.
+    """
+
+    def __init__(self, model: Decoder, caches: Sequence[KVCache], table: SequenceTable, replay: bool) -> None:
         self.model = model
         self.caches = caches
         self.table = table
+        self.recorded = RecordedStep(model, caches, table.singles) if replay and table.singles is not None else None
 
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
@@ -29,14 +36,20 @@ class Runner:
             return StepResult([], 0.0)
         batch = self.table.batch(plan.advance)
         start = perf_counter()
-        hidden = self.model(batch, self.caches)  # [T, hidden]
-        logits = self.model.logits(hidden[batch.logits_rows])  # [N, V] float32
+        logits = self._logits(batch)  # [N, V] float32
         forward_seconds = perf_counter() - start
         prompt_logprobs, sampling_rows = self._prompt_logprobs(plan.advance, logits)
         if len(sampling_rows) < logits.shape[0]:
             logits = logits[sampling_rows]
         sampled = self._sample([item.seq_id for item in plan.advance if item.samples], logits)
         return StepResult(_merge(plan.advance, sampled, prompt_logprobs), forward_seconds)
+
+    def _logits(self, batch: Batch) -> torch.Tensor:
+        """Logits of the rows that the batch asks for."""
+        logits = self.recorded.logits(batch) if self.recorded is not None else None
+        if logits is None:
+            logits = self.model.logits(self.model(batch, self.caches), batch.logits_rows)
+        return logits
 
     def _prompt_logprobs(self, advance: list[Advance], logits: torch.Tensor) -> tuple[dict[int, Sampled], list[int]]:
         """Log-probabilities of the prompt tokens that the step predicts, and the rows of logits to sample from.

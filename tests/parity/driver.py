@@ -7,19 +7,21 @@ from moesaic.core.config import ModelConfig
 from moesaic.models.decoder import Decoder
 from moesaic.models.load import load_model
 
+BLOCK_SIZE = 4
+
 
 def load(path: str, dtype: str = "float32", load_format: str = "auto", seed: int = 0) -> Decoder:
     """The model in folder `path`, on the CPU."""
     config = ModelConfig(
         path=str(path), name="tiny", dtype=dtype, max_model_len=512, load_format=load_format, seed=seed
     )
-    return load_model(config, "cpu", progress=False)
+    return load_model(config, "cpu", block_size=BLOCK_SIZE, progress=False)
 
 
 class Driver:
     """Runs sequences on a Decoder. Blocks are handed out scattered, and unwritten slots hold NaN."""
 
-    def __init__(self, model: Decoder, num_blocks: int = 64, block_size: int = 4) -> None:
+    def __init__(self, model: Decoder, num_blocks: int = 64, block_size: int = BLOCK_SIZE) -> None:
         self.model = model
         self.block_size = block_size
         self.caches = [spec.allocate(num_blocks, block_size, "cpu") for spec in model.cache_specs()]

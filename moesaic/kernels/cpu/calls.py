@@ -40,6 +40,7 @@ class Kernel:
     """A C function `void moesaic_<name>(const arguments*)`, resolved when first called."""
 
     _all: ClassVar[list["Kernel"]] = []
+    recorder: ClassVar[Any] = None  # a `replay.Recorder` that takes calls down instead of making them
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -54,11 +55,25 @@ class Kernel:
 
     def __call__(self, arguments: ctypes.Structure) -> None:
         """Run it with these arguments; they may be changed or dropped afterwards."""
+        function = self._function or self.resolve()
+        if Kernel.recorder is not None:
+            Kernel.recorder.record(self, arguments)
+        else:
+            function(ctypes.addressof(arguments))
+
+    def resolve(self) -> Any:
+        """The C function."""
         if self._function is None:
             self._function = getattr(library(), f"moesaic_{self.name}")
             self._function.restype = None
             self._function.argtypes = (ctypes.c_void_p,)
-        self._function(ctypes.addressof(arguments))
+        return self._function
+
+
+def seam() -> None:
+    """A place where a recording may be interrupted: between routing and experts, whose weights may lie elsewhere."""
+    if Kernel.recorder is not None:
+        Kernel.recorder.cut()
 
 
 def pointer(tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:

@@ -1,0 +1,48 @@
+"""The C++ backend as `kernels.registry` sees it: its operations by name, and what it cannot serve.
+
+Activations are fp32 in all of it (docs/cpu-backend.md).
+"""
+
+from collections.abc import Callable
+
+from moesaic.kernels.cpu.library import Unavailable, isa
+from moesaic.kernels.cpu.norm import add_layer_norm, add_rms_norm, embed, gather_rows, layer_norm, rms_norm
+from moesaic.kernels.cpu.router import route
+from moesaic.kernels.registry import Case
+
+__all__ = [
+    "add_layer_norm",
+    "add_rms_norm",
+    "embed",
+    "gather_rows",
+    "layer_norm",
+    "rms_norm",
+    "route",
+    "supports",
+]
+
+NAME = "cpu"
+
+
+def supports(case: Case) -> str | None:
+    """Why `case` cannot be served, or None. Raises ConfigError where MOESAIC_ISA asks for what there is not."""
+    if case.device != "cpu":
+        return f"it computes on the CPU, the model is on {case.device}"
+    try:
+        isa()
+    except Unavailable as reason:
+        return str(reason)
+    if case.activations != "torch.float32":
+        return f"its activations are in float32, the model's in {case.activations.removeprefix('torch.')}"
+    return _CHECKS[case.family](case) if case.family in _CHECKS else f"{case.family} is not implemented"
+
+
+def _norms(case: Case) -> str | None:
+    return None
+
+
+def _router(case: Case) -> str | None:
+    return None
+
+
+_CHECKS: dict[str, Callable[[Case], str | None]] = {"norms": _norms, "router": _router}

@@ -1,0 +1,82 @@
+"""Who computes each family of operations of a model: what its spec asks of a backend, and the choice."""
+
+import torch
+
+from moesaic.core.log import get_logger
+from moesaic.kernels.cpu import library
+from moesaic.kernels.registry import Case, choose
+from moesaic.models.spec import LayerSpec, ModelSpec, MoESpec
+
+log = get_logger(__name__)
+
+
+def choose_backends(
+    spec: ModelSpec, device: torch.device, dtype: torch.dtype, block_size: int, wanted: str = "auto"
+) -> dict[str, str]:
+    """Family of operations -> backend, for a whole model.
+
+    Args:
+        dtype: of weights and cache.
+        wanted: "auto" for the best that can serve each family, or a backend that must serve all.
+
+    Raises:
+        UnsupportedError: the backend asked for cannot serve; the message has its reason.
+    """
+    kind, weights = device.type, str(dtype)
+    # What matrices are multiplied with decides what flows between operations: fp32 in the cpu backend.
+    matrices = [
+        Case(family="matrices", device=kind, activations="torch.float32", weights=weights, options=options)
+        for options in _unique(_matrix_options(layer) for layer in spec.layers)
+    ]
+    chosen = {"matrices": choose(matrices, wanted)}
+    activations = "torch.float32" if chosen["matrices"] == "cpu" else weights
+    options = {
+        "attention": _unique(_attention_options(layer, block_size) for layer in spec.layers),
+        "norms": [()],
+        "router": _unique(_router_options(layer.ffn) for layer in spec.layers if isinstance(layer.ffn, MoESpec)),
+        "sampling": [()],
+    }
+    for family, asked in options.items():
+        cases = [
+            Case(family=family, device=kind, activations=activations, weights=weights, options=o) for o in asked or [()]
+        ]
+        chosen[family] = choose(cases, wanted)
+    _say(chosen, device, wanted)
+    return chosen
+
+
+def _matrix_options(layer: LayerSpec) -> tuple[tuple[str, object], ...]:
+    return (("activation", layer.ffn.activation),)
+
+
+def _attention_options(layer: LayerSpec, block_size: int) -> tuple[tuple[str, object], ...]:
+    a = layer.attention
+    return (
+        ("block_size", block_size),
+        ("num_heads", a.num_heads),
+        ("num_kv_heads", a.num_kv_heads),
+        ("head_dim", a.head_dim),
+    )
+
+
+def _router_options(ffn: MoESpec) -> tuple[tuple[str, object], ...]:
+    return (("num_experts", ffn.num_experts), ("top_k", ffn.router.top_k))
+
+
+def _unique(options: "object") -> list[tuple[tuple[str, object], ...]]:
+    return list(dict.fromkeys(options))  # type: ignore[call-overload]
+
+
+def _say(chosen: dict[str, str], device: torch.device, wanted: str) -> None:
+    """Log the choice; warn where a CPU runs without the kernels made for it."""
+    names = sorted(set(chosen.values()))
+    which = names[0] if len(names) == 1 else ", ".join(f"{family} {name}" for family, name in chosen.items())
+    log.info("kernels on %s: %s", device.type, f"{which} ({library.describe()})" if "cpu" in names else which)
+    if device.type == "cpu" and wanted == "auto":
+        reason = library.describe()
+        if reason.startswith("unavailable"):
+            log.warning(
+                "the C++ kernels are %s. Plain torch computes instead: several times slower, and 16-bit or quantised "
+                "weights gain nothing",
+                reason,
+            )
