@@ -20,9 +20,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moesaic.kernels.cpu.arena import allocate
-from moesaic.kernels.cpu.calls import Count, Kernel
+from moesaic.kernels.cpu.calls import Kernel
 
 aten = torch.ops.aten
+
+# Fields of type `moesaic_count`: in a decode step all of them count its tokens.
+COUNTS = ("rows", "x_rows", "sequences")
 
 
 class NotReplayable(Exception):
@@ -111,12 +114,15 @@ class Recorder(TorchDispatchMode):
         """Keep a copy of the arguments that counts the shared rows."""
         kind = type(arguments)
         copy = kind.from_buffer_copy(arguments)
-        for name, field_type in kind._fields_:  # type: ignore[misc]
-            if field_type is Count:
-                count = getattr(arguments, name).contents.value
-                if count != self.capacity:
-                    raise NotReplayable(f"{kernel.name}: {name} is {count} in a batch of {self.capacity} rows")
-                setattr(copy, name, ctypes.pointer(self.rows))
+        for name in COUNTS:
+            place = getattr(kind, name, None)
+            if place is None:
+                continue
+            address = ctypes.c_void_p.from_buffer(copy, place.offset)
+            count = ctypes.c_int64.from_address(address.value).value
+            if count != self.capacity:
+                raise NotReplayable(f"{kernel.name}: {name} is {count} in a batch of {self.capacity} rows")
+            address.value = ctypes.addressof(self.rows)
         self.calls.append((kernel, copy))
 
     def cut(self) -> None:
