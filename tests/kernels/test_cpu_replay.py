@@ -1,5 +1,7 @@
 """Recording and replaying kernels' calls: the same bits as the plain way, for any number of rows."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -48,7 +50,7 @@ def test_parts_of_a_replay_make_the_whole():
     expected = program.run(5).clone()
     program.output.zero_()
     bounds = [0, *program.cuts, len(program.names)]
-    for first, last in zip(bounds, bounds[1:], strict=False):
+    for first, last in itertools.pairwise(bounds):
         program.run_part(5, first, last)
     assert torch.equal(program.output[:5], expected)
 
