@@ -8,7 +8,7 @@
 namespace moesaic {
 namespace {
 
-constexpr int64_t WORK = 16384;  // elements that are worth a thread
+constexpr int64_t WORK = 32768;  // elements that are worth a thread
 
 void fill_nan(float* out, int64_t n) {
     for (int64_t i = 0; i < n; ++i) out[i] = std::numeric_limits<float>::quiet_NaN();

@@ -8,7 +8,7 @@
 namespace moesaic {
 namespace {
 
-constexpr int64_t WORK = 16384;  // elements that are worth a thread
+constexpr int64_t WORK = 32768;  // elements that are worth a thread
 
 // The sum of map(x) over a row. What a last vector lacks reads as `pad`, of which map must make 0.
 template <class Map>

@@ -1,49 +1,90 @@
-"""From logits to tokens, on the host. Each row is decided by itself: its draw depends on its logits, parameters, seed
-and position alone, never on who shares the batch, nor on how often it was preempted.
+"""From logits to tokens: in C++ where its library is there, else in numpy. Both come to the same tokens.
 
-Plain numpy: at these sizes what costs is the number of calls, not their arithmetic.
+Each row is decided by itself: its draw depends on its logits, parameters, seed and position alone, never on who shares
+the batch, nor on how often it was preempted. `kernels.reference_sampling` defines it all.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite, nextafter
+from functools import cache
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from moesaic.core.request import LogprobRow
 from moesaic.core.sampling_params import SamplingParams
+from moesaic.kernels import reference_sampling
+from moesaic.kernels.cpu import sampling
+from moesaic.kernels.cpu.library import Unavailable, library
+from moesaic.kernels.reference_sampling import Logits, SamplingRow, Tokens
+
+__all__ = ["NOT_FINITE", "Sampler", "SamplingRow", "logprob_rows", "sample"]
 
 NOT_FINITE = "the model's logits are not finite (NaN or infinity): see its dtype and weights"
-NUCLEUS_CANDIDATES = (64, 1024)  # top-p sorts so many best tokens before it sorts all
 
-Logits = npt.NDArray[np.float32]
-Weights = npt.NDArray[np.float64]
-Tokens = npt.NDArray[np.int64]
+
+@cache
+def _compiled() -> bool:
+    """Whether the C++ library is there."""
+    try:
+        library()
+    except Unavailable:
+        return False
+    return True
 
 
 @dataclass(slots=True)
-class SamplingRow:
-    """What one row of logits needs to become a token.
-
-    Attributes:
-        token_ids: `[length]`, prompt and output so far (read only when a penalty asks).
-        stop_token_ids: cannot be drawn before min_tokens.
-    """
+class _Asked:
+    """What the sequence in a slot asks for."""
 
     params: SamplingParams
     seed: int
     prompt_len: int
-    token_ids: Tokens
     stop_token_ids: list[int]
 
-    @property
-    def num_generated(self) -> int:
-        return len(self.token_ids) - self.prompt_len
+
+class Sampler:
+    """Chooses tokens for sequences whose parameters were written once.
+
+    Args:
+        tokens: `[slots, most tokens]` int64, contiguous: prompt and output of the sequence in each slot, kept up to
+            date by its owner.
+    """
+
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
+        self._asked: list[_Asked | None] = [None] * len(tokens)
+        self._table = sampling.ParamsTable(len(tokens)) if _compiled() else None
+
+    def learn(self, slot: int, params: SamplingParams, seed: int, prompt_len: int, stop_token_ids: list[int]) -> None:
+        """A sequence takes a slot; its stop tokens cannot be drawn before min_tokens."""
+        self._asked[slot] = _Asked(params, seed, prompt_len, stop_token_ids)
+        if self._table is not None:
+            self._table.set(slot, params, seed, self._tokens[slot], prompt_len, stop_token_ids)
+
+    def sample(self, logits: torch.Tensor, slots: Sequence[int], lengths: Sequence[int]) -> list[int | None]:
+        """Choose the next token of the sequences in these slots, which are `lengths` long.
+
+        Args:
+            logits: `[N, V]` float32, one row a slot; changed in place where a row's parameters ask for it.
+
+        Returns:
+            N token ids; None for a row whose logits are not finite.
+        """
+        logits = logits.cpu().contiguous()
+        if self._table is not None:
+            return sampling.sample(logits, self._table, slots, lengths)
+        rows = [self._row(slot, length) for slot, length in zip(slots, lengths, strict=True)]
+        return reference_sampling.sample(logits.numpy(), rows)
+
+    def _row(self, slot: int, length: int) -> SamplingRow:
+        asked = self._asked[slot]
+        assert asked is not None, f"nothing is in slot {slot}"
+        tokens = self._tokens[slot, :length]
+        return SamplingRow(asked.params, asked.seed, asked.prompt_len, tokens, asked.stop_token_ids)
 
 
 def sample(logits: Logits, rows: list[SamplingRow]) -> list[int | None]:
-    """Choose one token a row.
+    """Choose one token a row, for rows that come with their parameters.
 
     Args:
         logits: `[N, V]` float32; changed in place where a row's parameters ask for it.
@@ -52,143 +93,17 @@ def sample(logits: Logits, rows: list[SamplingRow]) -> list[int | None]:
     Returns:
         N token ids; None for a row whose logits are not finite.
     """
+    if not _compiled():
+        return reference_sampling.sample(logits, rows)
+    table = sampling.ParamsTable(len(rows))
     for i, row in enumerate(rows):
-        if _adjusts(row):
-            adjust(logits[i], row)
-    best = logits.argmax(axis=-1)  # of a row with NaN, the NaN
-    highest = logits[np.arange(len(rows)), best]
-    tokens: list[int | None] = [
-        token if isfinite(value) else None for token, value in zip(best.tolist(), highest.tolist(), strict=True)
-    ]
-    drawn = [i for i, row in enumerate(rows) if not row.params.greedy and tokens[i] is not None]
-    for i, (kept, weights) in zip(drawn, _weights(logits, highest, rows, drawn), strict=True):
-        place = draw(weights, rows[i])
-        tokens[i] = place if kept is None else int(kept[place])
-    return tokens
-
-
-def _adjusts(row: SamplingRow) -> bool:
-    """Whether `adjust` has anything to do for this row."""
-    p = row.params
-    penalised = p.repetition_penalty != 1.0 or p.presence_penalty != 0.0 or p.frequency_penalty != 0.0
-    return penalised or bool(p.logit_bias) or row.num_generated < p.min_tokens
-
-
-def adjust(logits: Logits, row: SamplingRow) -> None:
-    """Apply bias, penalties and min_tokens to one row `[V]`, in place."""
-    params = row.params
-    if params.repetition_penalty != 1.0:
-        seen = np.unique(row.token_ids)
-        values = logits[seen]
-        penalty = np.float32(params.repetition_penalty)
-        logits[seen] = np.where(values > 0, values / penalty, values * penalty)
-    if params.presence_penalty or params.frequency_penalty:
-        generated, counts = np.unique(row.token_ids[row.prompt_len :], return_counts=True)
-        logits[generated] -= params.presence_penalty + params.frequency_penalty * counts
-    if params.logit_bias:
-        logits[list(params.logit_bias)] += np.array(list(params.logit_bias.values()), dtype=np.float32)
-    if row.num_generated < params.min_tokens:
-        logits[row.stop_token_ids] = -np.inf
-
-
-def _weights(
-    logits: Logits, highest: Logits, rows: list[SamplingRow], wanted: list[int]
-) -> list[tuple[Tokens | None, Weights]]:
-    """For each wanted row the ids that top-k keeps (None for all) and their weights, in vocabulary order.
-
-    A weight is exp((logit - highest) / temperature), so the largest is 1. Rows with a top-k are done together, which
-    only saves calls: each keeps whatever reaches its own k-th largest logit, so how ties are ordered never matters.
-
-    Args:
-        highest: `[N]`, each row's largest logit.
-    """
-    vocab_size = logits.shape[-1]
-    limited = [i for i in wanted if 0 < rows[i].params.top_k < vocab_size]
-    found = dict(
-        zip(limited, _top_k(logits[limited], highest[limited], [rows[i].params for i in limited]), strict=True)
-    )
-    for i in wanted:
-        if i not in found:
-            scaled = (logits[i] - highest[i]) / np.float32(rows[i].params.temperature)
-            found[i] = None, np.exp(scaled, dtype=np.float64)
-    return [found[i] for i in wanted]
-
-
-def _top_k(logits: Logits, highest: Logits, params: list[SamplingParams]) -> list[tuple[Tokens | None, Weights]]:
-    """`_weights` of rows that all have a top-k below the vocabulary's size."""
-    if not params:
-        return []
-    num_rows, vocab_size = logits.shape
-    k = np.array([p.top_k for p in params])
-    most = int(k.max())
-    best = np.partition(logits, vocab_size - most, axis=1)[:, vocab_size - most :]
-    best.sort(axis=1)  # rising
-    threshold = best[np.arange(num_rows), most - k]
-    flat = (logits >= threshold[:, None]).ravel().nonzero()[0]
-    owner = flat // vocab_size
-    temperature = np.array([p.temperature for p in params], dtype=np.float32)
-    weights = np.exp((logits.ravel()[flat] - highest[owner]) / temperature[owner], dtype=np.float64)
-    ids = flat - owner * vocab_size
-    ends = owner.searchsorted(np.arange(1, num_rows + 1)).tolist()
-    return [(ids[start:end], weights[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def draw(weights: Weights, row: SamplingRow) -> int:
-    """Apply top-p and min-p to the weights (in place), and draw one's place by the inverse CDF in their order."""
-    threshold = max(_nucleus_threshold(weights, row.params.top_p), row.params.min_p)
-    if threshold > 0.0:
-        weights[weights < threshold] = 0.0
-    cumulative = weights.cumsum()
-    total = float(cumulative[-1])
-    target = min(uniform_draw(row.seed, row.num_generated) * total, nextafter(total, 0.0))
-    return int(cumulative.searchsorted(target, side="right"))  # never one of weight 0
-
-
-def _nucleus_threshold(weights: Weights, top_p: float) -> float:
-    """The smallest weight of the nucleus: of the fewest tokens whose share reaches top_p (Holtzman et al. 2020)."""
-    if top_p >= 1.0:
-        return 0.0
-    mass = top_p * float(weights.sum())
-    for size in (*NUCLEUS_CANDIDATES, len(weights)):
-        best = np.partition(weights, -size)[-size:] if size < len(weights) else weights.copy()
-        best.sort()
-        cumulative = best[::-1].cumsum()  # from the largest on
-        if cumulative[-1] >= mass or size >= len(weights):
-            break
-    return float(best[max(0, len(best) - 1 - int(cumulative.searchsorted(mass)))])
-
-
-def uniform_draw(seed: int, position: int) -> float:
-    """A number in [0, 1) that depends on these two alone: SplitMix64 (Steele et al. 2014) of their mix."""
-    mask = 2**64 - 1
-    x = (seed * 0x9E3779B97F4A7C15 + position * 0xD1B54A32D192ED03 + 0x8CB92BA72F3D8DD7) & mask
-    for _ in range(2):
-        x = (x + 0x9E3779B97F4A7C15) & mask
-        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
-        x ^= x >> 31
-    return (x >> 11) * 2.0**-53
+        table.set(i, row.params, row.seed, row.token_ids, row.prompt_len, row.stop_token_ids)
+    lengths = [len(row.token_ids) for row in rows]
+    return sampling.sample(torch.from_numpy(logits), table, range(len(rows)), lengths)
 
 
 def logprob_rows(logits: torch.Tensor, token_ids: list[int], counts: list[int]) -> list[LogprobRow]:
-    """Log-probabilities of raw logits: each row's own token first, then its `count` best, best first.
-
-    Args:
-        logits: `[N, V]` float32, before any parameter was applied.
-    """
-    logprobs = logits.log_softmax(dim=-1)
-    own = torch.tensor(token_ids, device=logits.device)[:, None]
-    own_logprobs = logprobs.gather(1, own)  # [N, 1]
-    ranks = ((logprobs > own_logprobs).sum(dim=-1) + 1).tolist()
-    best = logprobs.topk(min(max(counts), logits.shape[-1]), dim=-1)
-    values, ids = best.values.tolist(), best.indices.tolist()
-    rows = []
-    for i, count in enumerate(counts):
-        row = LogprobRow([token_ids[i]], [own_logprobs[i, 0].item()], [ranks[i]])
-        for rank, (token, value) in enumerate(zip(ids[i][:count], values[i][:count], strict=True), start=1):
-            if token != token_ids[i]:
-                row.token_ids.append(token)
-                row.logprobs.append(value)
-                row.ranks.append(rank)
-        rows.append(row)
-    return rows
+    """Log-probabilities of raw logits `[N, V]`: each row's own token first, then its `count` best, best first."""
+    if not _compiled() or logits.device.type != "cpu":
+        return reference_sampling.logprob_rows(logits, token_ids, counts)
+    return sampling.logprob_rows(logits.contiguous(), token_ids, counts)

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesaic.core.sampling_params import SamplingParams
+from moesaic.kernels import reference_sampling
+from moesaic.kernels.reference_sampling import uniform_draw
 from moesaic.worker import sampler
-from moesaic.worker.sampler import SamplingRow, logprob_rows, uniform_draw
+from moesaic.worker.sampler import SamplingRow, logprob_rows
 
 VOCAB = 50
 
@@ -22,8 +24,11 @@ def row(prompt: list[int] | None = None, output: list[int] | None = None, seed: 
 
 
 def sample(logits: torch.Tensor, rows: list[SamplingRow]) -> list[int | None]:
-    """The sampler on a tensor."""
-    return sampler.sample(logits.numpy(), rows)
+    """The sampler on a tensor; the oracle comes to the same tokens."""
+    wanted = reference_sampling.sample(logits.clone().numpy(), rows)
+    tokens = sampler.sample(logits.numpy(), rows)
+    assert tokens == wanted
+    return tokens
 
 
 def logits_of(seed: int, rows: int = 1) -> torch.Tensor:
@@ -66,7 +71,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(p):
 def test_top_p_sorts_all_when_the_candidates_do_not_reach(monkeypatch):
     logits = logits_of(3) / 3
     whole = support(logits, top_p=0.9)
-    monkeypatch.setattr(sampler, "NUCLEUS_CANDIDATES", (1, 2))
+    monkeypatch.setattr(reference_sampling, "NUCLEUS_CANDIDATES", (1, 2))
     assert support(logits, top_p=0.9) == whole
 
 
@@ -124,7 +129,7 @@ def test_penalties_match_their_formulas():
         expected[token] = expected[token] / 1.3 if expected[token] > 0 else expected[token] * 1.3
     expected[5] -= 0.5 + 0.25 * 2
     expected[6] -= 0.5 + 0.25 * 1
-    sampler.adjust(
+    reference_sampling.adjust(
         logits[0].numpy(),
         row(prompt=[4], output=[5, 6, 5], repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.25),
     )
