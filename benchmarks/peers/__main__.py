@@ -3,7 +3,6 @@
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -14,23 +13,10 @@ from moesaic.engine.args import EMBEDDED_MODEL
 from moesaic.engine.resolve import find_model, physical_cores
 from moesaic.entrypoints.bench.report import report
 from moesaic.entrypoints.bench.workload import model_case
+from moesaic.entrypoints.cli.bench import BatchByLength
 
 OURS = "moesaic"
 OTHERS = ("transformers", "vllm", "llama_cpp")
-
-
-class BatchByLength(click.ParamType):
-    """`8x512`: a batch of 8 prompts of 512 tokens."""
-
-    name = "BATCHxLENGTH"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        batch, _, length = str(value).partition("x")
-        if not (batch.isdigit() and length.isdigit() and int(batch) and int(length)):
-            self.fail(f"{value!r} is no batch and length such as 8x512", param, ctx)
-        return int(batch), int(length)
 
 
 def say(text: str) -> None:
@@ -53,6 +39,7 @@ def say(text: str) -> None:
 )
 @click.option("--gguf", type=click.Path(exists=True), help="the same model in the same dtype, for llama.cpp")
 @click.option("--batch-size", "batch_sizes", type=int, multiple=True, default=(1, 8, 32), show_default=True)
+@click.option("--no-decode", is_flag=True, help="leave the decode cases out")
 @click.option("--input-len", default=16, show_default=True, help="tokens of the prompts of decode cases")
 @click.option("--output-len", default=64, show_default=True, help="tokens that decode cases generate")
 @click.option(
@@ -64,6 +51,7 @@ def say(text: str) -> None:
     show_default=True,
     help="prompts and tokens of each: cases that end with the first token; repeatable",
 )
+@click.option("--no-prefill", is_flag=True, help="leave these cases out")
 @click.option(
     "--runs", type=click.IntRange(min=1), default=5, show_default=True, help="runs that count, after one that does not"
 )
@@ -78,9 +66,11 @@ def main(
     pythons: tuple[str, ...],
     gguf: str | None,
     batch_sizes: tuple[int, ...],
+    no_decode: bool,
     input_len: int,
     output_len: int,
     prefills: tuple[tuple[int, int], ...],
+    no_prefill: bool,
     runs: int,
     seed: int,
     json_only: bool,
@@ -90,8 +80,8 @@ def main(
     A figure's value is moesaic's, its baseline the other engine's, its ratio how many times faster moesaic is.
     """
     folder = find_model(model)
-    cases = [Case(batch, input_len, output_len) for batch in batch_sizes]
-    cases += [Case(batch, length, 1) for batch, length in prefills]
+    cases = [] if no_decode else [Case(batch, input_len, output_len) for batch in batch_sizes]
+    cases += [] if no_prefill else [Case(batch, length, 1) for batch, length in prefills]
     load = Load(
         model=folder,
         dtype=dtype,

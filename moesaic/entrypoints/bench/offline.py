@@ -15,8 +15,9 @@ from moesaic.core.sampling_params import SamplingParams
 from moesaic.engine.llm import LLM
 from moesaic.engine.llm_engine import LLMEngine
 from moesaic.entrypoints.bench.floor import Work
+from moesaic.entrypoints.bench.limits import Stream
 from moesaic.entrypoints.bench.report import Figure
-from moesaic.entrypoints.bench.share import Meter, watching
+from moesaic.entrypoints.bench.share import QUANTISED, Meter, formats_of, watching
 from moesaic.entrypoints.bench.workload import model_case, random_prompts, spread_lengths
 
 MS = 1e3
@@ -115,25 +116,47 @@ def _check(outputs: Iterable[RequestOutput]) -> None:
 
 
 def case_of(engine: LLMEngine) -> str:
-    """The model's part of a case."""
+    """The model's part of a case: its name, and what its weights are kept in."""
     info = engine.engine.info
-    return model_case(info.names[0], info.dtype)
+    kind = formats_of(engine).experts.kind
+    return model_case(info.names[0], QUANTISED.get(kind, info.dtype))
 
 
-def latency(
-    engine: LLMEngine, *, batch_size: int, input_len: int, output_len: int, runs: int, warmup: int, seed: int
-) -> list[Figure]:
-    """One batch of equal requests, greedy, `runs` times after `warmup` uncounted ones, beside the machine's limits.
+@dataclass(frozen=True)
+class Shape:
+    """A batch of equal requests."""
+
+    batch_size: int
+    input_len: int
+    output_len: int
+
+    def __str__(self) -> str:
+        return f"batch={self.batch_size} in={self.input_len} out={self.output_len}"
+
+
+def latency(engine: LLMEngine, shapes: Sequence[Shape], *, runs: int, warmup: int, seed: int) -> list[Figure]:
+    """Batches of equal requests, greedy, each `runs` times after `warmup` uncounted ones."""
+    for shape in shapes:
+        check_batch_size(engine, shape.batch_size)
+    reader = Stream()
+    return [
+        figure
+        for shape in shapes
+        for figure in _latency(engine, shape, Meter(engine, reader), runs=runs, warmup=warmup, seed=seed)
+    ]
+
+
+def _latency(engine: LLMEngine, shape: Shape, meter: Meter, *, runs: int, warmup: int, seed: int) -> list[Figure]:
+    """One shape, each run beside the machine's limits.
 
     The baselines of `time_to_first_token` and `decode_step` are their floors; `prefill_share` and `decode_share` are
     floor over time.
     """
-    check_batch_size(engine, batch_size)
+    batch_size, output_len = shape.batch_size, shape.output_len
     params = SamplingParams(max_tokens=output_len, ignore_eos=True, **GREEDY)
-    meter = Meter(engine)
     counted = []
     for i in range(warmup + runs):
-        prompts = random_prompts([input_len] * batch_size, engine.engine.info.vocab_size, seed + i)
+        prompts = random_prompts([shape.input_len] * batch_size, engine.engine.info.vocab_size, seed + i)
         if i < warmup:
             run_batch(engine, prompts, params)
         else:
@@ -153,7 +176,7 @@ def latency(
         ("prefill_share", "share", [run.prefill_share for run in counted], None),
         ("decode_share", "share", [run.decode_share for run in decode], None),
     ]
-    case = f"{case_of(engine)} batch={batch_size} in={input_len} out={output_len}"
+    case = f"{case_of(engine)} {shape}"
     return [
         Figure(bench="latency", case=case, metric=metric, unit=unit, samples=samples, baselines=floors)
         for metric, unit, samples, floors in table

@@ -17,6 +17,7 @@ from moesaic.entrypoints.bench.report import Figure
 from moesaic.kernels.cpu.packed import PackedMatrix
 
 DTYPE_KINDS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+QUANTISED = {"w8": "w8a16", "w4": "w4a16", "w8a8": "w8a8"}  # kinds of weights, as --quantization calls them
 DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 READ_EVERY = 0.25  # seconds between two reads of the bandwidth within a run
 
@@ -121,13 +122,13 @@ class Meter:
         peak: operations a second, one entry a run.
     """
 
-    def __init__(self, engine: LLMEngine) -> None:
+    def __init__(self, engine: LLMEngine, reader: Stream | None = None) -> None:
         self.spec = engine.engine.executor.model.spec
         self.formats = formats_of(engine)
         self.kind = gemm_kind(self.formats.experts.kind)
         self.stream: list[float] = []
         self.peak: list[float] = []
-        self._reader = Stream()
+        self._reader = reader or Stream()
         self._reads: list[float] = []
         self._last = 0.0
         gemm_peak(self.kind)  # the first call prepares it

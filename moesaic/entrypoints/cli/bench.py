@@ -59,36 +59,54 @@ SPREAD = click.option(
 )
 
 
+class BatchByLength(click.ParamType):
+    """`8x512`: a batch of 8 prompts of 512 tokens."""
+
+    name = "BATCHxLENGTH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        batch, _, length = str(value).partition("x")
+        if not (batch.isdigit() and length.isdigit() and int(batch) and int(length)):
+            self.fail(f"{value!r} is no batch and length such as 8x512", param, ctx)
+        return int(batch), int(length)
+
+
 @benchmark("latency")
-@size("--batch-size", 1, "requests at once")
+@click.option(
+    "--batch-size", "batch_sizes", type=POSITIVE, multiple=True, default=(1,), show_default=True, help="repeatable"
+)
 @size("--input-len", 32, "tokens of each prompt")
 @size("--output-len", 128, "tokens to generate for each")
+@click.option(
+    "--prefill",
+    "prefills",
+    type=BatchByLength(),
+    multiple=True,
+    help="also this many prompts of this length, until their first tokens, such as 8x512; repeatable",
+)
 @repeated(runs=5)
 def latency(
     model_path: str | None,
-    batch_size: int,
+    batch_sizes: tuple[int, ...],
     input_len: int,
     output_len: int,
+    prefills: tuple[tuple[int, int], ...],
     runs: int,
     warmup: int,
     json_only: bool,
     **values: Any,
 ) -> None:
-    """One batch of equal requests: time of the run, to the first token, and of a decode step."""
+    """One batch of equal requests: time of the run, to the first token, and of a decode step, beside their floors."""
     args = engine_args(model_path, values)
     from moesaic.engine.llm_engine import LLMEngine
     from moesaic.entrypoints.bench import offline, report
 
     engine = LLMEngine.from_engine_args(args)
-    figures = offline.latency(
-        engine,
-        batch_size=batch_size,
-        input_len=input_len,
-        output_len=output_len,
-        runs=runs,
-        warmup=warmup,
-        seed=args.seed,
-    )
+    shapes = [offline.Shape(batch, input_len, output_len) for batch in batch_sizes]
+    shapes += [offline.Shape(batch, length, 1) for batch, length in prefills]
+    figures = offline.latency(engine, shapes, runs=runs, warmup=warmup, seed=args.seed)
     report.report(figures, engine.engine.info.description, json_only)
 
 
