@@ -7,6 +7,7 @@ from click.testing import CliRunner, Result
 
 from moesaic.core.errors import ConfigError, MoesaicError, RequestError
 from moesaic.engine.args import EngineArgs
+from moesaic.entrypoints.bench import starting
 from moesaic.entrypoints.cli.bench import flags_of
 from moesaic.entrypoints.cli.main import cli
 
@@ -59,7 +60,8 @@ def test_prints_a_table_and_a_line_a_figure(bench, name: str) -> None:
     table, _, lines = result.stdout.partition('{"bench"')
     assert "median" in table
     figures = [json.loads(line) for line in ('{"bench"' + lines).splitlines()]
-    assert {figure["metric"] for figure in figures} == METRICS[name]
+    # where the C++ backend computes, its calls are timed too
+    assert {figure["metric"] for figure in figures} - {"outside_kernels"} == METRICS[name]
     for figure in figures:
         assert set(figure) == KEYS
         assert figure["bench"] == name and figure["value"] > 0 and figure["runs"] > 0
@@ -82,10 +84,10 @@ def test_latency_is_set_against_its_floor(bench) -> None:
 def test_overhead_is_a_part_of_the_step(bench) -> None:
     lines = bench("overhead", *SIZES["overhead"], "--json-only").stdout.splitlines()
     figures = {(f["case"], f["metric"]): f for f in map(json.loads, lines)}
-    assert len(figures) == 4 * 4  # two batch sizes, greedy and sampled
+    assert len({case for case, _ in figures}) == 4  # two batch sizes, greedy and sampled
     for (case, metric), figure in figures.items():
         assert figure["runs"] == 5
-        if metric in ("engine", "engine+frontend"):
+        if metric in ("engine", "engine+frontend", "outside_kernels"):
             assert 0 < figure["ratio"] < 1 and figure["baseline"] == figures[case, "step"]["value"]
 
 
@@ -117,7 +119,14 @@ def test_serve_without_a_server_says_so(bench_model) -> None:
     assert isinstance(result.exception, MoesaicError) and "/v1/models" in str(result.exception)
 
 
-def test_start_counts_its_parts(bench) -> None:
+def test_start_counts_its_parts(bench, monkeypatch) -> None:
+    plain, made = starting.start_once, []
+
+    def start_once(*arguments):  # one process is enough for a test
+        made.extend([] if made else [plain(*arguments)])
+        return made[0]
+
+    monkeypatch.setattr(starting, "start_once", start_once)
     result = bench("start", "--runs", "1", "--json-only")
     assert result.exit_code == 0, result.output
     figures = {(f["case"], f["metric"]): f["value"] for f in map(json.loads, result.stdout.splitlines())}

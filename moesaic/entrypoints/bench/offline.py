@@ -4,10 +4,13 @@ Prompts are token ids drawn at random, new ones each run, so that the prefix cac
 runs to its full length. Nothing here depends on what the model says.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from ctypes import Structure
 from dataclasses import dataclass, field
 from statistics import mean, median
 from time import perf_counter
+from typing import ClassVar
 
 from moesaic.core.errors import ConfigError, MoesaicError
 from moesaic.core.outputs import RequestOutput
@@ -19,6 +22,7 @@ from moesaic.entrypoints.bench.limits import Stream
 from moesaic.entrypoints.bench.report import Figure
 from moesaic.entrypoints.bench.share import QUANTISED, Meter, formats_of, watching
 from moesaic.entrypoints.bench.workload import model_case, random_prompts, spread_lengths
+from moesaic.kernels.cpu.calls import Kernel
 
 MS = 1e3
 GREEDY = {"temperature": 0.0}
@@ -34,6 +38,7 @@ class Step:
         whole: LLMEngine.step, with detokenisation.
         engine: Engine.step, by the engine's own clock.
         forward: the model's part of it, by the worker's.
+        kernels: calls of the C++ backend in it, if `timing_kernels` is entered.
         first: a request of the batch still waited for its first token when the step began.
         steady: every sequence of the batch decoded one token in it, and none began or ended.
     """
@@ -41,6 +46,7 @@ class Step:
     whole: float
     engine: float
     forward: float
+    kernels: float
     first: bool
     steady: bool
 
@@ -83,7 +89,7 @@ def run_batch(
         engine.add_request(request_id, prompt, params)
     while engine.has_unfinished_requests():
         all_began = len(first_token) == len(ids)
-        step_seconds, forward_seconds, computed = _clocks(engine)
+        clocks = _clocks(engine)
         before = perf_counter()
         outputs = engine.step()
         now = perf_counter()
@@ -92,9 +98,18 @@ def run_batch(
         for output in outputs:
             first_token.setdefault(output.request_id, now - start)
             answers[output.request_id] = output.outputs[0].token_ids
-        decoded = all_began and after[2] - computed == len(ids)
+        decoded = all_began and after.tokens - clocks.tokens == len(ids)
         steady = decoded and len(outputs) == len(ids) and not any(output.finished for output in outputs)
-        run.steps.append(Step(now - before, after[0] - step_seconds, after[1] - forward_seconds, not all_began, steady))
+        run.steps.append(
+            Step(
+                whole=now - before,
+                engine=after.engine - clocks.engine,
+                forward=after.forward - clocks.forward,
+                kernels=after.kernels - clocks.kernels,
+                first=not all_began,
+                steady=steady,
+            )
+        )
         if after_step is not None:
             start += after_step(run.steps[-1])
     run.seconds = perf_counter() - start
@@ -103,10 +118,44 @@ def run_batch(
     return run
 
 
-def _clocks(engine: LLMEngine) -> tuple[float, float, int]:
-    """The engine's totals: seconds in steps, seconds in the model, tokens computed."""
+@dataclass(frozen=True)
+class _Clocks:
+    """The engine's totals: seconds in steps, in the model and in kernels; tokens computed."""
+
+    engine: float
+    forward: float
+    kernels: float
+    tokens: int
+
+
+def _clocks(engine: LLMEngine) -> _Clocks:
     stats = engine.engine.stats
-    return stats.step_seconds_total, stats.forward_seconds_total, stats.computed_tokens_total
+    return _Clocks(
+        stats.step_seconds_total, stats.forward_seconds_total, KernelClock.seconds, stats.computed_tokens_total
+    )
+
+
+class KernelClock:
+    """Seconds in calls of the C++ backend, while `timing_kernels` is entered; a replayed step is one call."""
+
+    seconds: ClassVar[float] = 0.0
+
+
+@contextmanager
+def timing_kernels() -> Iterator[None]:
+    """Time every call of a kernel, at about 0.3 µs each."""
+    plain = Kernel.__call__
+
+    def timed(kernel: Kernel, arguments: Structure) -> None:
+        start = perf_counter()
+        plain(kernel, arguments)
+        KernelClock.seconds += perf_counter() - start
+
+    Kernel.__call__ = timed  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Kernel.__call__ = plain  # type: ignore[method-assign]
 
 
 def _check(outputs: Iterable[RequestOutput]) -> None:
@@ -293,7 +342,8 @@ def overhead(engine: LLMEngine, *, batch_sizes: Sequence[int], input_len: int, s
 
     `engine` is Engine.step less the model (planning, batch tensors, sampling, booking), both by the engine's own
     clock; `engine+frontend` adds what LLMEngine.step does around it (detokenisation, outputs). Their ratio is the
-    share of the whole step.
+    share of the whole step. `outside_kernels` is Engine.step less the calls of the C++ backend: the model's
+    Python too. It is left out where another backend computes.
     """
     figures = []
     for batch_size in batch_sizes:
@@ -302,7 +352,9 @@ def overhead(engine: LLMEngine, *, batch_sizes: Sequence[int], input_len: int, s
             # one step gives the first token, the last one is not steady
             params = SamplingParams(max_tokens=steps + WARMUP_STEPS + 2, ignore_eos=True, **sampling)
             prompts = random_prompts([input_len] * batch_size, engine.engine.info.vocab_size, seed)
-            steady = [step for step in run_batch(engine, prompts, params).steps if step.steady]
+            with timing_kernels():
+                run = run_batch(engine, prompts, params)
+            steady = [step for step in run.steps if step.steady]
             case = f"{case_of(engine)} batch={batch_size} {name}"
             figures += _overhead_figures(case, steady[WARMUP_STEPS:][:steps])
     return figures
@@ -318,6 +370,8 @@ def _overhead_figures(case: str, steps: list[Step]) -> list[Figure]:
         "engine": ([step.engine - step.forward for step in steps], step),
         "engine+frontend": ([step.whole - step.forward for step in steps], step),
     }
+    if any(step.kernels for step in steps):
+        measured["outside_kernels"] = [step.engine - step.kernels for step in steps], step
     return [
         Figure(
             bench="overhead",

@@ -18,45 +18,31 @@ from moesaic.kernels.cpu.packed import PackedMatrix
 
 DTYPE_KINDS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 QUANTISED = {"w8": "w8a16", "w4": "w4a16", "w8a8": "w8a8"}  # kinds of weights, as --quantization calls them
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+PLACES = ("experts", "dense", "lm_head", "router")  # names of modules, and "dense" for all others
 READ_EVERY = 0.25  # seconds between two reads of the bandwidth within a run
 
 
 def formats_of(engine: LLMEngine) -> Formats:
-    """What the engine keeps weights and KV in."""
-    dtype = engine.engine.info.dtype
-    plain = WeightFormat(DTYPE_KINDS[dtype])
-    return Formats(experts=plain, dense=plain, head=plain, router=plain, kv_bytes=DTYPE_BYTES[dtype])
-
-
-def held_bytes(engine: LLMEngine) -> int:
-    """Bytes of all weights, as they lie in memory."""
-    sizes = {tensor.data_ptr(): tensor.nbytes for tensor in _tensors(engine.engine.executor.model)}
-    return sum(sizes.values())
-
-
-def packed_matrices(model: torch.nn.Module) -> Iterator[tuple[str, PackedMatrix]]:
-    """Every packed matrix that a model's modules hold, with the name of its module."""
+    """What the engine keeps weights and KV in; of weights that are kept in several ways, the first one's."""
+    model = engine.engine.executor.model
+    found = {place: WeightFormat(DTYPE_KINDS[engine.engine.info.dtype]) for place in PLACES}
+    seen: set[str] = set()
     for name, module in model.named_modules():
-        for value in vars(module).values():
-            yield from ((name, matrix) for matrix in _packed(value))
-
-
-def _packed(value: object, depth: int = 3) -> Iterator[PackedMatrix]:
-    """Packed matrices in an attribute, or within lists and plain objects of it."""
-    if isinstance(value, PackedMatrix):
-        yield value
-    elif depth and isinstance(value, list | tuple):
-        for item in value:
-            yield from _packed(item, depth - 1)
-    elif depth and type(value).__module__.startswith("moesaic.") and not isinstance(value, torch.nn.Module):
-        for item in getattr(value, "__dict__", {}).values():
-            yield from _packed(item, depth - 1)
-
-
-def _tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:
-    yield from model.parameters()
-    yield from (matrix.data for _, matrix in packed_matrices(model))
+        last = name.rpartition(".")[2]
+        place = last if last in PLACES else "dense"
+        held = getattr(module, "gate_up" if place == "experts" else "weight", None)
+        matrix = held[0] if isinstance(held, list) else held
+        if isinstance(matrix, PackedMatrix) and place not in seen and last != "embed":
+            seen.add(place)
+            found[place] = matrix.format
+    layer, cache = model.spec.layers[0], model.cache_specs()[0]
+    return Formats(
+        experts=found["experts"],
+        dense=found["dense"],
+        head=found["lm_head"],
+        router=found["router"],
+        kv_bytes=cache.bytes_per_token / (2 * layer.attention.kv_size),
+    )
 
 
 class Watch:

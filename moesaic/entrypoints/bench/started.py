@@ -73,7 +73,6 @@ def main(arguments: str, spawned: float) -> None:
     from moesaic.engine.args import EngineArgs
     from moesaic.engine.llm_engine import LLMEngine
     from moesaic.entrypoints.bench.offline import GREEDY, run_batch
-    from moesaic.entrypoints.bench.share import held_bytes
     from moesaic.entrypoints.bench.starting import Start, as_json
     from moesaic.entrypoints.bench.workload import random_prompts
     from moesaic.worker import executor
@@ -101,7 +100,7 @@ def main(arguments: str, spawned: float) -> None:
                 other=start - BEGAN - before + ready - start - (inside - before) - spent["executor"],
                 first_token=end - ready - (clock.seconds - inside),
                 peak=peak_memory(),
-                weight_bytes=held_bytes(engine),
+                weight_bytes=engine.engine.executor.model.weight_bytes(),
                 kv_bytes=blocks * engine.engine.executor.kv.bytes_per_block,
             )
         ),
