@@ -11,7 +11,7 @@ ARGS   ?=
 # prerequisite whose date changes only when the list does.
 FILES  := $(VENV)/.files
 
-.PHONY: FORCE serve test test-long test-sanitized install dev bench lint format docs clean
+.PHONY: FORCE serve test test-long test-sanitized install dev bench bench-all lint format docs clean
 
 serve: install
 	$(BIN)/python -m moesaic serve $(ARGS)
@@ -56,6 +56,12 @@ bench: install
 	$(BIN)/python -m moesaic bench latency $(ARGS)
 	$(BIN)/python -m moesaic bench throughput $(ARGS)
 	$(BIN)/python -m moesaic bench overhead $(ARGS)
+
+# All that docs/performance.md quotes, on the checkpoints in MODELS, and each bar against it (benchmarks/README.md).
+MODELS ?= .bench
+bench-all: dev
+	$(BIN)/python -m benchmarks.run_all $(MODELS) $(ARGS)
+	$(BIN)/python -m benchmarks.plots build/bench.jsonl docs/images
 
 lint: dev
 	$(BIN)/ruff check .

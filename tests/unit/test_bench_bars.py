@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from benchmarks.bars import BARS, Bar, judge, markdown
+from benchmarks.plots import floor_bars, peer_bars, plot
 from benchmarks.run_all import PRECISIONS, Record, Setting, Unit, run, units, verdicts
 
 
@@ -107,3 +108,15 @@ def test_a_file_goes_on_where_it_stopped(tmp_path, capsys) -> None:
     assert again.done == {"kernels a", "model b"} and len(again.lines) == len(record.lines) == 2
     again.forget(["model"])
     assert Record(path).done == again.done == {"kernels a"} and len(Record(path).lines) == 1
+
+
+def test_plots_of_what_there_is(tmp_path) -> None:
+    lines = [
+        line("latency", "m w4a16 batch=1 in=32 out=48", "decode_share", 0.9),
+        line("peers", "m bfloat16 threads=2 prefill 8x512", "share", 0.8),
+        line("peers", "m bfloat16 threads=2 prefill 8x512 vs a-1", "prefill_tokens", 9.0, ratio=1.5),
+    ]
+    assert floor_bars(lines) == {"bfloat16": {"m\nprefill 8x512": 0.8}, "w4a16": {"m\nbatch 1": 0.9}}
+    assert peer_bars(lines) == {"bfloat16 against a-1": {"prefill 8x512": 1.5}}
+    assert [path.name for path in plot(lines, tmp_path)] == ["performance-floor.png", "performance-peers.png"]
+    assert plot(lines[:0], tmp_path) == []
