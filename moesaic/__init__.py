@@ -38,6 +38,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "ops":  # the module; nothing that an engine needs
+        return import_module("moesaic.ops")
     if name not in _WHERE:
         raise AttributeError(f"module 'moesaic' has no attribute {name!r}")
     return getattr(import_module(_WHERE[name]), name)

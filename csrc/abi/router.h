@@ -16,6 +16,7 @@ typedef struct {
     const float* logits;        // [rows, num_experts]
     const float* bias;          // [num_experts] or null: added for the choice alone
     const float* expert_scale;  // [num_experts] or null
+    const float* choice;        // [rows, num_experts] or null: chosen by these, whatever logits and bias say
     int32_t* ids;               // [rows, top_k] out
     float* weights;             // [rows, top_k] out
     int64_t* counts;            // [num_experts] or null: adds the tokens that each expert was chosen for

@@ -93,8 +93,10 @@ void read_logits(const moesaic_route_args& a, const float* logits, const Scratch
     for (int64_t e = a.num_experts; e < s.padded; ++e) s.logits[e] = -INF;
 }
 
-void prepare_choice(const moesaic_route_args& a, const Scratch& s) {
-    if (a.select_first || (a.bias == nullptr && a.num_groups == 1)) {
+void prepare_choice(const moesaic_route_args& a, const float* given, const Scratch& s) {
+    if (given != nullptr) {
+        std::memcpy(s.choice, given, size_t(a.num_experts) * sizeof(float));
+    } else if (a.select_first || (a.bias == nullptr && a.num_groups == 1)) {
         std::memcpy(s.choice, s.logits, size_t(s.padded) * sizeof(float));
     } else if (a.scoring == MOESAIC_SOFTMAX) {
         const Softmax softmax(s.logits, s.padded);
@@ -102,7 +104,8 @@ void prepare_choice(const moesaic_route_args& a, const Scratch& s) {
     } else {
         for (int64_t e = 0; e < s.padded; e += W) store(s.choice + e, score(a.scoring, load(s.logits + e)));
     }
-    for (int64_t e = 0; a.bias != nullptr && e < a.num_experts; ++e) s.choice[e] += a.bias[e];
+    if (given == nullptr && a.bias != nullptr)
+        for (int64_t e = 0; e < a.num_experts; ++e) s.choice[e] += a.bias[e];
     for (int64_t e = 0; e < s.padded; e += W) store(s.choice + e, comparable(load(s.choice + e)));
     for (int64_t e = a.num_experts; e < s.padded; ++e) s.choice[e] = -INF;
 }
@@ -180,7 +183,7 @@ void route(const moesaic_route_args& a) {
         for (int64_t t = begin; t < end; ++t) {
             int32_t* ids = a.ids + t * a.top_k;
             read_logits(a, a.logits + t * a.num_experts, s);
-            prepare_choice(a, s);
+            prepare_choice(a, a.choice != nullptr ? a.choice + t * a.num_experts : nullptr, s);
             if (a.num_groups > 1) mask_groups(a, s);
             pick(a, s, ids);
             weigh(a, s, ids, a.weights + t * a.top_k);

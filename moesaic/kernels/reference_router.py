@@ -30,6 +30,7 @@ def route(
     cap: float | None = None,
     expert_scale: Tensor | None = None,
     counts: Tensor | None = None,
+    choice: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose the experts of each token and weigh them, in fp32.
 
@@ -50,6 +51,7 @@ def route(
         cap: logits become `cap * tanh(logits / cap)` first.
         expert_scale: `[E]`, multiplies the weight of each expert.
         counts: `[E]` int64, to which the number of tokens that each expert was chosen for is added.
+        choice: `[T, E]`, what the choice is made on, whatever logits and bias say.
 
     Returns:
         ids `[T, k]` int32, best first, and weights `[T, k]` fp32.
@@ -57,12 +59,11 @@ def route(
     logits = logits.float()
     if cap is not None:
         logits = torch.tanh(logits / cap) * cap
-    choice = logits
-    if order == "score_then_select" and (bias is not None or num_groups > 1):
-        choice = _score(logits, scoring)
-    if bias is not None:
-        choice = choice + bias
-    choice = _comparable(choice)
+    if choice is None:
+        by_score = order == "score_then_select" and (bias is not None or num_groups > 1)
+        choice = _score(logits, scoring) if by_score else logits
+        choice = choice if bias is None else choice + bias
+    choice = _comparable(choice.float())
     if num_groups > 1:
         choice = _mask_groups(choice, num_groups, top_groups, group_score, masked_score)
     ids = _best(choice, top_k)
@@ -100,7 +101,7 @@ def _best(x: Tensor, k: int) -> Tensor:
 
 
 def _mask_groups(choice: Tensor, num_groups: int, top: int, group_score: GroupScore, masked_score: float) -> Tensor:
-    groups = choice.view(choice.shape[0], num_groups, -1)
+    groups = choice.unflatten(1, (num_groups, -1))
     best = groups.topk(min(2 if group_score == "top2" else 1, groups.shape[-1]), dim=-1).values.sum(-1)
     kept = torch.zeros_like(best, dtype=torch.bool).scatter_(1, _best(_comparable(best), top), True)
     return groups.masked_fill(~kept[..., None], max(masked_score, LOWEST)).view_as(choice)

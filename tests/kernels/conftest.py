@@ -13,7 +13,10 @@ def _isas():
         return [pytest.param("none", marks=pytest.mark.skip(str(reason)))]
 
 
-@pytest.fixture(params=_isas())
+ISAS = _isas()
+
+
+@pytest.fixture(params=ISAS)
 def isa(request, monkeypatch):
     """The instruction set whose kernels the test calls."""
     monkeypatch.setenv("MOESAIC_ISA", request.param)

@@ -21,6 +21,7 @@ class RouteArguments(ctypes.Structure):
         ("logits", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("expert_scale", ctypes.c_void_p),
+        ("choice", ctypes.c_void_p),
         ("ids", ctypes.c_void_p),
         ("weights", ctypes.c_void_p),
         ("counts", ctypes.c_void_p),
@@ -60,6 +61,7 @@ def route(
     cap: float | None = None,
     expert_scale: Tensor | None = None,
     counts: Tensor | None = None,
+    choice: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose the experts of each token and weigh them: logits `[T, E]` fp32 -> ids `[T, k]` int32 and weights `[T, k]`.
 
@@ -76,6 +78,8 @@ def route(
     for name, tensor in (("bias", bias), ("expert_scale", expert_scale), ("counts", counts)):
         if tensor is not None and tensor.shape != (num_experts,):
             raise ValueError(f"{name} is {list(tensor.shape)}, there are {num_experts} experts")
+    if choice is not None and choice.shape != logits.shape:
+        raise ValueError(f"choice is {list(choice.shape)}, logits are {list(logits.shape)}")
     ids = torch.empty(num_tokens, top_k, dtype=torch.int32)
     weights = torch.empty(num_tokens, top_k)
     rows = ctypes.c_int64(num_tokens)
@@ -84,6 +88,7 @@ def route(
         pointer(logits),
         pointer(bias),
         pointer(expert_scale),
+        pointer(choice),
         pointer(ids, torch.int32),
         pointer(weights),
         pointer(counts, torch.int64),
