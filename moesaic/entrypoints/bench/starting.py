@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from moesaic.entrypoints.bench.workload import model_case
 
 GIGA = 1e9
 MEGA = 1e6
-PACK_CACHE = "MOESAIC_PACK_CACHE"  # the variable that says where packed weights are kept
+PACK_CACHE = "pack_cache"  # the argument that says where packed weights are kept
 IDLE = "import torch, moesaic.entrypoints.bench.started as s; print(s.peak_memory())"
 
 
@@ -58,7 +58,7 @@ class Start:
         return self.seconds - self.imports
 
 
-def start_once(args: EngineArgs, environment: dict[str, str] | None = None) -> Start:
+def start_once(args: EngineArgs) -> Start:
     """Start an engine in a process of its own.
 
     Raises:
@@ -66,7 +66,7 @@ def start_once(args: EngineArgs, environment: dict[str, str] | None = None) -> S
     """
     spawned = time.monotonic()
     command = [sys.executable, "-m", "moesaic.entrypoints.bench.started", json.dumps(asdict(args)), repr(spawned)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=os.environ | (environment or {}))
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise MoesaicError(f"the engine's process ended with status {done.returncode}; it has said why above")
     return Start(**json.loads(done.stdout.splitlines()[-1]))
@@ -124,7 +124,8 @@ def start(args: EngineArgs, runs: int) -> list[Figure]:
     """
     checkpoint = find_model(args.model, args.revision, args.download_dir)
     with tempfile.TemporaryDirectory(prefix="moesaic-bench-", dir=cache_root()) as cache:
-        environment = {PACK_CACHE: cache}
+        if PACK_CACHE in {f.name for f in fields(EngineArgs)}:
+            args = replace(args, **{PACK_CACHE: cache})
 
         def read_size() -> int:
             return size_of_files(cache) or size_of_weights(checkpoint)
@@ -134,7 +135,7 @@ def start(args: EngineArgs, runs: int) -> list[Figure]:
             drop_from_page_cache(cache)
 
         ways = [Way("cached", lambda: None, read_size), Way("from disk", forget, read_size)]
-        start_once(args, environment)
+        start_once(args)
         if size_of_files(cache):
             ways.insert(0, Way("first", lambda: _empty(cache), lambda: size_of_weights(checkpoint)))
         idle = idle_memory()
@@ -143,12 +144,18 @@ def start(args: EngineArgs, runs: int) -> list[Figure]:
         for _ in range(runs):
             for way in ways:  # in turns
                 way.prepare()
-                starts[way.name].append(start_once(args, environment))
+                starts[way.name].append(start_once(args))
                 sizes[way.name].append(way.size())
-    case = model_case(args.model, " ".join(filter(None, (args.dtype, getattr(args, "quantization", None)))))
+    case = model_case(args.model, precision_of(args))
     return [
         figure for way in ways for figure in figures_of(f"{case} {way.name}", starts[way.name], sizes[way.name], idle)
     ]
+
+
+def precision_of(args: EngineArgs) -> str:
+    """What weights are kept in, as figures name it."""
+    scheme: str | None = getattr(args, "quantization", None)
+    return args.dtype if scheme in (None, "none") else str(scheme)
 
 
 def cache_root() -> str | None:
