@@ -1,7 +1,7 @@
 """Everything that docs/performance.md quotes, in one go: `python -m benchmarks.run_all FOLDER`.
 
 FOLDER holds the checkpoints of benchmarks.make_checkpoint, each under the name of its shape (and their GGUF files in
-FOLDER/gguf, as qwen3-moe-mini-q4_0.gguf). Figures go into one file of JSON lines as they come; what is there already is
+FOLDER/gguf, as qwen3-moe-mini-q4_0.gguf, and W8A8 for vLLM in FOLDER/qwen3-moe-mini-w8a8). Figures go into one file of JSON lines as they come; what is there already is
 not measured again, so that an interrupted run goes on where it stopped. At the end: each bar, measured, met or not.
 """
 
@@ -111,7 +111,9 @@ def _peers(setting: Setting) -> Iterator[Unit]:
         gguf = setting.folder / "gguf" / f"{MINI}-{bits}.gguf"
         command = [sys.executable, "-m", "benchmarks.peers", "--model", setting.model(MINI), "--dtype", "bfloat16"]
         command += flags if flags[0] == "--quantization" else []
+        w8a8 = setting.folder / f"{MINI}-w8a8"
         command += ["--gguf", str(gguf)] if gguf.exists() else []
+        command += ["--w8a8", str(w8a8)] if w8a8.exists() else []
         command += ["--peer", "llama_cpp", "--peer", "vllm", *cases, "--runs", str(setting.runs), *setting.engine()]
         for python in setting.pythons:
             command += ["--python", python]

@@ -38,6 +38,7 @@ def say(text: str) -> None:
     "--python", "pythons", multiple=True, metavar="PEER=PATH", help="a peer's own Python, where it is installed"
 )
 @click.option("--gguf", type=click.Path(exists=True), help="the same model in the same dtype, for llama.cpp")
+@click.option("--w8a8", type=click.Path(exists=True), help="the same model in W8A8, for vllm")
 @click.option("--batch-size", "batch_sizes", type=int, multiple=True, default=(1, 8, 32), show_default=True)
 @click.option("--no-decode", is_flag=True, help="leave the decode cases out")
 @click.option("--input-len", default=16, show_default=True, help="tokens of the prompts of decode cases")
@@ -65,6 +66,7 @@ def main(
     names: tuple[str, ...],
     pythons: tuple[str, ...],
     gguf: str | None,
+    w8a8: str | None,
     batch_sizes: tuple[int, ...],
     no_decode: bool,
     input_len: int,
@@ -90,6 +92,7 @@ def main(
         max_batch=max(case.batch for case in cases),
         quantization=quantization,
         gguf=gguf and str(Path(gguf).resolve()),
+        w8a8=w8a8 and str(Path(w8a8).resolve()),
     )
     own = dict(item.split("=", 1) for item in pythons)
     vocab_size = json.loads((Path(folder) / "config.json").read_text())["vocab_size"]

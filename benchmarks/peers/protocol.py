@@ -17,6 +17,7 @@ class Load:
         max_batch: most sequences at once.
         quantization: a name that moesaic gives to formats of weights, or None: they are kept in `dtype`.
         gguf: the same model, at the same bits, as llama.cpp reads it.
+        w8a8: the same model in W8A8, as vLLM reads it.
     """
 
     model: str
@@ -26,6 +27,7 @@ class Load:
     max_batch: int
     quantization: str | None = None
     gguf: str | None = None
+    w8a8: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

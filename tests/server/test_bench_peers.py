@@ -2,11 +2,15 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 from benchmarks.make_checkpoint import SHAPES, make
+from benchmarks.peers import to_w8a8
 from benchmarks.peers.__main__ import main
 from benchmarks.peers.process import Peer, PeerError
 from benchmarks.peers.protocol import Load
@@ -63,3 +67,22 @@ def test_a_made_checkpoint_loads_and_runs(shape: str, tmp_path) -> None:
     llm = LLM(str(make(shape, tmp_path / shape, **overrides)), kv_cache_memory="16MiB")
     (output,) = llm.generate("def f(", SamplingParams(max_tokens=3, ignore_eos=True), use_tqdm=False)
     assert len(output.outputs[0].token_ids) == 3
+
+
+def test_w8a8_for_vllm_says_what_the_checkpoint_said(tiny_model, tmp_path) -> None:
+    source = Path(tiny_model("qwen3_moe"))
+    result = CliRunner().invoke(to_w8a8.main, [str(source), str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    plain, codes = ({}, {})
+    for folder, tensors in ((source, plain), (tmp_path, codes)):
+        for file in folder.glob("*.safetensors"):
+            tensors.update(load_file(file))
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    assert set(index) == set(codes) > set(plain)
+    for name, weight in plain.items():
+        scale = codes.get(name.removesuffix("weight") + "weight_scale")
+        quantised = "proj" in name
+        assert (scale is not None) == quantised == (codes[name].dtype is torch.int8), name
+        if quantised:
+            error = (codes[name].float() * scale - weight.float()).abs()
+            assert (error <= scale / 2 + 1e-6).all(), name
