@@ -1,8 +1,9 @@
 """Everything that docs/performance.md quotes, in one go: `python -m benchmarks.run_all FOLDER`.
 
-FOLDER holds the checkpoints of benchmarks.make_checkpoint, each under the name of its shape (and their GGUF files in
-FOLDER/gguf, as qwen3-moe-mini-q4_0.gguf, and W8A8 for vLLM in FOLDER/qwen3-moe-mini-w8a8). Figures go into one file of JSON lines as they come; what is there already is
-not measured again, so that an interrupted run goes on where it stopped. At the end: each bar, measured, met or not.
+FOLDER holds the checkpoints of benchmarks.make_checkpoint, each under the name of its shape; what peers read lies in
+FOLDER/gguf (qwen3-moe-mini-q4_0.gguf and its like) and FOLDER/qwen3-moe-mini-w8a8. Figures go into one file of JSON
+lines as they come; what is there already is not measured again, so that an interrupted run goes on where it stopped. At
+the end: each bar, measured, met or not.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A checkpoint in W8A8 as vLLM reads it (compressed-tensors: int8 weights with a scale a row, activations as they come):
+"""A checkpoint in W8A8 as vLLM reads it (compressed-tensors: int8 weights, a scale a row; int8 activations):
 
     python -m benchmarks.peers.to_w8a8 CHECKPOINT OUT
 
