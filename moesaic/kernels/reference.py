@@ -10,9 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moesaic.core.batch import Batch
-from moesaic.kernels import reference_attention
-from moesaic.kernels.reference_attention import AttentionPlan, write_kv
+from moesaic.kernels.reference_attention import (
+    paged_attention,
+    plan_attention,
+    prepare_qkv,
+    rope_table,
+    rotate,
+    write_kv,
+)
 from moesaic.kernels.reference_norm import add_layer_norm, add_rms_norm, embed, gather_rows, layer_norm, rms_norm
 from moesaic.kernels.reference_router import route
 from moesaic.kernels.registry import Case
@@ -20,7 +25,6 @@ from moesaic.kernels.registry import Case
 __all__ = [
     "add_layer_norm",
     "add_rms_norm",
-    "apply_rope",
     "combine",
     "embed",
     "expert_outputs",
@@ -34,6 +38,7 @@ __all__ = [
     "prepare_qkv",
     "rms_norm",
     "rope_table",
+    "rotate",
     "route",
     "silu_and_mul",
     "supports",
@@ -58,88 +63,6 @@ def gated_linear(x: Tensor, matrix: Tensor, bias: Tensor | None = None, activati
     """`activation(gate(x)) * up(x)` where the matrix `[2I, K]` is gate's rows, then up's: `[T, K]` -> `[T, I]`."""
     assert activation == "silu"
     return silu_and_mul(F.linear(x, matrix, bias))
-
-
-def rope_table(positions: Tensor, inverse: Tensor, factor: float) -> tuple[Tensor, Tensor]:
-    """Cosines and signed sines as `apply_rope` takes them.
-
-    Args:
-        positions: `[T]` int64.
-        inverse: `[D / 2]` fp32, the angle that a position turns each pair by.
-        factor: of both.
-
-    Returns:
-        cos, sin: `[T, 1, D]` fp32; the first half of the sines is negated.
-    """
-    angles = positions[:, None].float() * inverse  # [T, D / 2]
-    cos, sin = angles.cos(), angles.sin()
-    if factor != 1.0:
-        cos, sin = cos * factor, sin * factor
-    return torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
-
-
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate each half of a head against the other.
-
-    Args:
-        x: `[T, heads, D]`.
-        cos, sin: `[T, 1, D]` fp32; the first half of `sin` carries the minus sign, so that one roll does both halves.
-
-    Returns:
-        `[T, heads, D]` in x's dtype.
-    """
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
-
-
-def prepare_qkv(
-    qkv: Tensor,
-    num_heads: int,
-    num_kv_heads: int,
-    table: tuple[Tensor, Tensor],
-    slots: Tensor,
-    cache: Any,
-    *,
-    q_norm: Tensor | None = None,
-    k_norm: Tensor | None = None,
-    eps: float = 0.0,
-    clip: float | None = None,
-) -> Tensor:
-    """norm → clip → rotate → write keys and values to the cache.
-
-    Args:
-        qkv: `[T, (heads + 2 kv_heads) * D]`, queries, keys, values.
-        table: of `rope_table`.
-        slots: `[T]` int64, where keys and values go.
-        cache: the layer's `KVCache`, written.
-        q_norm, k_norm: weights of RMS norms, `[D]` for one of each head, or as wide as all heads for one of them
-            together; None for none.
-        clip: bound of absolute values, after the norm.
-
-    Returns:
-        queries `[T, heads, D]`.
-    """
-    dim = qkv.shape[1] // (num_heads + 2 * num_kv_heads)
-    query, key, value = qkv.split((num_heads * dim, num_kv_heads * dim, num_kv_heads * dim), -1)
-    if q_norm is not None:
-        query = rms_norm(query.unflatten(1, (-1, q_norm.shape[0])), q_norm, eps).flatten(1)
-    if k_norm is not None:
-        key = rms_norm(key.unflatten(1, (-1, k_norm.shape[0])), k_norm, eps).flatten(1)
-    if clip is not None:
-        query, key, value = (part.clamp(-clip, clip) for part in (query, key, value))
-    query_key = torch.cat((query, key), -1).unflatten(1, (-1, dim))  # they rotate together
-    query, key = apply_rope(query_key, *table).split((num_heads, num_kv_heads), 1)
-    write_kv(cache.key, cache.value, key, value.unflatten(1, (-1, dim)), slots)
-    return query
-
-
-def plan_attention(batch: Batch, cache: Any, window: int | None) -> AttentionPlan:
-    """What `paged_attention` needs to know of a batch, once for all layers with such a cache and window."""
-    return reference_attention.plan_attention(batch, cache.key, window)
-
-
-def paged_attention(query: Tensor, cache: Any, plan: AttentionPlan, scale: float) -> Tensor:
-    """Causal attention of queries `[T, heads, D]` to their sequences' cached tokens -> `[T, heads, D]`."""
-    return reference_attention.paged_attention(query, cache.key, cache.value, plan, scale)
 
 
 def silu_and_mul(x: Tensor) -> Tensor:

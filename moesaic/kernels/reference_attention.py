@@ -1,16 +1,19 @@
-"""The oracle's attention over a paged cache: plan once a step, run once a layer.
+"""The oracle's attention: rotation, the paged cache, what is written to it and how it is attended to.
 
-Contract of the cache: key and value are `[blocks, block_size, kv_heads, head_dim]`; token p of a sequence lies in
-block `table[p // block_size]` at offset `p % block_size`. Slots that hold no token of a sequence may hold anything,
-NaN too: they are never read for it.
+Contract of the cache: token p of a sequence lies in block `table[p // block_size]` at offset `p % block_size`. Slots
+that hold no token of a sequence may hold anything, NaN too: they are never read for it. A step's sequences are planned
+once and attended to in every layer.
 """
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from moesaic.core.batch import Batch
+from moesaic.kernels.kv_cache import KVCacheSpec
 
 # Sequences with one query token are computed together while the keys and values gathered for them stay this small:
 # beyond the processor's cache, one sequence at a time is faster.
@@ -19,6 +22,165 @@ GROUP_BYTES = 2 << 20
 # a piece's queries sees are left out), but not into fewer rows than a product is worth.
 SCORE_ELEMENTS = 1 << 19
 LEAST_ROWS = 64
+
+
+@dataclass
+class KVCache:
+    """Keys `[blocks, block_size, kv_heads, head_dim]` and values of all sequences.
+
+    Attributes:
+        value: as the key; of a latent cache a view of its first numbers.
+        key_scale, value_scale: `[blocks, block_size, kv_heads]` fp32, on the codes of an int8 cache; else None.
+    """
+
+    key: Tensor
+    value: Tensor
+    key_scale: Tensor | None = None
+    value_scale: Tensor | None = None
+
+    @property
+    def block_size(self) -> int:
+        return self.key.shape[1]
+
+    def fill_(self, value: float) -> None:
+        """Every number in the cache (of int8, every scale) becomes this; for tests."""
+        for part in (self.key, self.value) if self.key_scale is None else (self.key_scale, self.value_scale):
+            assert part is not None
+            part.fill_(value)
+
+    @property
+    def shape_key(self) -> tuple[object, ...]:
+        """What a plan depends on: caches with equal keys share one."""
+        return self.key.shape, self.value.shape, self.key.dtype
+
+    @property
+    def latent(self) -> bool:
+        return self.value.data_ptr() == self.key.data_ptr()
+
+
+def new_cache(spec: KVCacheSpec, num_blocks: int, block_size: int, device: torch.device | str = "cpu") -> KVCache:
+    """An empty cache as `spec` says."""
+    shape = (num_blocks, block_size, spec.num_kv_heads)
+    key = _lazy_zeros((*shape, spec.head_dim), spec.dtype, device)
+    scales = [_lazy_zeros(shape, torch.float32, device) if spec.dtype is torch.int8 else None for _ in range(2)]
+    if spec.latent:
+        return KVCache(key, key[..., : spec.value_size], scales[0], scales[0])
+    return KVCache(key, _lazy_zeros((*shape, spec.value_size), spec.dtype, device), *scales)
+
+
+def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Zeros. numpy asks the system for zeroed pages, which cost nothing until touched; torch would write them."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8)).view(dtype).view(shape)
+
+
+def write_kv(cache: KVCache, key: Tensor, value: Tensor | None, slots: Tensor) -> None:
+    """Store the step's keys and values `[T, kv_heads, head_dim]` at flat `slots` `[T]` of the cache, in place.
+
+    Args:
+        value: None in a latent cache.
+    """
+    _write(cache.key, cache.key_scale, key, slots)
+    if value is not None:
+        _write(cache.value, cache.value_scale, value, slots)
+
+
+def _write(stored: Tensor, scales: Tensor | None, x: Tensor, slots: Tensor) -> None:
+    """As they are, or as codes whose scale makes the largest magnitude of a head 127."""
+    if scales is not None:
+        scale = x.float().abs().amax(-1) / 127  # [T, kv_heads]
+        scales.view(-1, x.shape[1]).index_copy_(0, slots, scale)
+        x = torch.where(scale[..., None] > 0, x.float() / scale[..., None], 0.0).round()
+    stored.view(-1, *x.shape[1:]).index_copy_(0, slots, x.to(stored.dtype))
+
+
+def rope_table(positions: Tensor, inverse: Tensor, factor: float = 1.0) -> Tensor:
+    """Cosines, then sines, of the angles of each position.
+
+    Args:
+        positions: `[T]` int64.
+        inverse: `[R / 2]` fp32, the angle that a position turns each pair by.
+        factor: on cosines and sines.
+
+    Returns:
+        `[T, R]` fp32.
+    """
+    angles = positions[:, None].float() * inverse
+    return torch.cat((angles.cos(), angles.sin()), -1) * factor
+
+
+def rotate(x: Tensor, table: Tensor, start: int = 0, interleaved: bool = False) -> Tensor:
+    """Turn pairs of each head by the angles of its token's position.
+
+    Args:
+        x: `[T, heads, D]`.
+        table: `[T, R]`, as `rope_table` makes it; R <= D numbers rotate, from `start` on.
+        interleaved: pairs are neighbours; else number i goes with number i + R / 2.
+
+    Returns:
+        `[T, heads, D]` in x's dtype, computed in fp32.
+    """
+    size = table.shape[1]
+    cos, sin = (half[:, None] for half in table.chunk(2, -1))  # [T, 1, R / 2]
+    part = x[..., start : start + size].float()
+    if interleaved:
+        a, b = part[..., 0::2], part[..., 1::2]
+        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), -1).flatten(-2)
+    else:
+        a, b = part.chunk(2, -1)
+        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+    return torch.cat((x[..., :start], turned.to(x.dtype), x[..., start + size :]), -1)
+
+
+def prepare_qkv(
+    qkv: Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    table: Tensor | None,
+    slots: Tensor,
+    cache: KVCache,
+    *,
+    q_norm: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    eps: float = 0.0,
+    clip: float | None = None,
+    interleaved: bool = False,
+) -> Tensor:
+    """What happens between the projection and attention: norm → clip → rotate → write keys and values to the cache.
+
+    Args:
+        qkv: `[T, heads * D + kv_heads * (D + Dv)]`, queries, keys, values.
+        table: `[T, R]` of `rope_table`: the first R numbers of a head rotate; None: none does.
+        slots: `[T]` int64, where keys and values go.
+        cache: written.
+        q_norm, k_norm: weights of RMS norms, `[D]` for one of each head, or as wide as all heads for one of them
+            together; None for none.
+        clip: bound of absolute values, after the norm.
+        interleaved: as in `rotate`.
+
+    Returns:
+        The queries, `[T, heads, D]` in qkv's dtype.
+    """
+    dim, value_dim = cache.key.shape[3], cache.value.shape[3]
+    query, key, value = qkv.split((num_heads * dim, num_kv_heads * dim, num_kv_heads * value_dim), -1)
+    if q_norm is not None:
+        query = _rms_norm(query.unflatten(1, (-1, q_norm.shape[0])), q_norm, eps).flatten(1)
+    if k_norm is not None:
+        key = _rms_norm(key.unflatten(1, (-1, k_norm.shape[0])), k_norm, eps).flatten(1)
+    if clip is not None:
+        query, key, value = (part.clamp(-clip, clip) for part in (query, key, value))
+    query_key = torch.cat((query, key), -1).unflatten(1, (-1, dim))  # they rotate together
+    if table is not None:
+        query_key = rotate(query_key, table, 0, interleaved)
+    query, key = query_key.split((num_heads, num_kv_heads), 1)
+    write_kv(cache, key, value.unflatten(1, (-1, value_dim)), slots)
+    return query
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    wide = x.float()
+    return (wide * (wide.square().mean(-1, keepdim=True) + eps).rsqrt() * weight).to(x.dtype)
 
 
 @dataclass
@@ -63,14 +225,14 @@ class AttentionPlan:
     singles: list[Single]
 
 
-def plan_attention(batch: Batch, key_cache: Tensor, window: int | None) -> AttentionPlan:
-    """Sort the step's sequences into groups, for all layers whose caches have the shape and dtype of `key_cache`.
+def plan_attention(batch: Batch, cache: KVCache, window: int | None) -> AttentionPlan:
+    """Sort the step's sequences into groups, for all layers whose caches have the same `shape_key`.
 
     Args:
         window: tokens that a token sees, itself included; None for all.
     """
-    block_size, num_kv, dim = key_cache.shape[1:]
-    token_bytes = 2 * num_kv * dim * key_cache.itemsize
+    block_size, num_kv, dim = cache.key.shape[1:]
+    token_bytes = num_kv * (dim + cache.value.shape[3]) * cache.key.itemsize
     plan = AttentionPlan(window, [], [])
     waiting: list[tuple[int, int, int]] = []  # length, sequence, row; of sequences with one query token
     row = 0
@@ -122,60 +284,101 @@ def _group(
     return Group(rows[:, 0], gather.flatten(), padding)
 
 
-def write_kv(key_cache: Tensor, value_cache: Tensor, key: Tensor, value: Tensor, slots: Tensor) -> None:
-    """Store the step's keys and values `[T, kv_heads, head_dim]` at flat `slots` `[T]` of the caches, in place."""
-    key_cache.view(-1, *key.shape[1:]).index_copy_(0, slots, key)
-    value_cache.view(-1, *value.shape[1:]).index_copy_(0, slots, value)
-
-
-def paged_attention(query: Tensor, key_cache: Tensor, value_cache: Tensor, plan: AttentionPlan, scale: float) -> Tensor:
+def paged_attention(
+    query: Tensor,
+    cache: KVCache,
+    plan: AttentionPlan,
+    scale: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """Causal attention of each query token to its sequence's cached tokens.
 
     Args:
         query: `[T, heads, head_dim]`.
-        key_cache, value_cache: `[blocks, block_size, kv_heads, head_dim]`, this step's tokens already written.
+        cache: this step's tokens already written.
+        plan: of the batch, with the layer's window.
         scale: of the scores.
+        softcap: scores become `softcap * tanh(score / softcap)`.
+        sinks: `[heads]`, a logit of each head that takes weight and gives nothing.
 
     Returns:
-        `[T, heads, head_dim]` in the query's dtype.
+        `[T, heads, value_dim]` in the query's dtype.
     """
-    out = torch.empty_like(query)
+    out = query.new_empty((*query.shape[:2], cache.value.shape[3]))
     for group in plan.groups:
-        _attend_group(query, key_cache, value_cache, group, scale, out)
+        _attend_group(query, cache, group, scale, softcap, sinks, out)
     for single in plan.singles:
-        _attend_single(query, key_cache, value_cache, single, plan.window, scale, out)
+        _attend_single(query, cache, single, plan.window, scale, softcap, sinks, out)
     return out
 
 
-def _attend_group(query: Tensor, key_cache: Tensor, value_cache: Tensor, g: Group, scale: float, out: Tensor) -> None:
+def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """Over the last dimension of `[..., heads, n, L]`, beside the heads' sinks."""
+    if sinks is None:
+        return torch.softmax(scores, -1)
+    column = sinks.float().view(-1, 1, 1).expand(*scores.shape[:-1], 1)
+    return torch.softmax(torch.cat((scores, column), -1), -1)[..., :-1]
+
+
+def _cap(scores: Tensor, softcap: float | None) -> Tensor:
+    return scores if softcap is None else torch.tanh_(scores / softcap).mul_(softcap)
+
+
+def _attend_group(
+    query: Tensor, cache: KVCache, g: Group, scale: float, softcap: float | None, sinks: Tensor | None, out: Tensor
+) -> None:
     """Write the outputs of one group into its rows of `out`."""
-    num_kv, dim = key_cache.shape[2:]
-    pairs = g.rows.shape[0] * num_kv  # of a sequence and a KV head
-    keys = key_cache.view(-1, dim).index_select(0, g.gather).view(pairs, -1, dim).float()  # [S * kv_heads, L, D]
-    values = value_cache.view(-1, dim).index_select(0, g.gather).view(pairs, -1, dim).float()
+    num_kv, dim = cache.key.shape[2:]
+    num_seqs, heads = g.rows.shape[0], query.shape[1]
+    pairs = num_seqs * num_kv  # of a sequence and a KV head
+    keys = _heads(cache.key, cache.key_scale, g.gather).view(pairs, -1, dim)  # [S * kv_heads, L, D]
+    values = _heads(cache.value, cache.value_scale, g.gather).view(pairs, -1, cache.value.shape[3])
     queries = (query.index_select(0, g.rows).float() * scale).view(pairs, -1, dim)
-    scores = torch.bmm(queries, keys.transpose(1, 2))  # [S * kv_heads, heads / kv_heads, L]
+    scores = _cap(torch.bmm(queries, keys.transpose(1, 2)), softcap)  # [S * kv_heads, heads / kv_heads, L]
     if g.padding is not None:
-        scores.view(g.rows.shape[0], -1, keys.shape[1]).masked_fill_(g.padding, float("-inf"))
-    mixed = torch.bmm(torch.softmax(scores, -1), values)  # [S * kv_heads, heads / kv_heads, D]
-    out.index_copy_(0, g.rows, mixed.view(-1, *query.shape[1:]).to(out.dtype))
+        scores.view(num_seqs, -1, keys.shape[1]).masked_fill_(g.padding, float("-inf"))
+    weights = _softmax(scores.view(num_seqs, heads, 1, -1), sinks).view_as(scores)
+    out.index_copy_(0, g.rows, torch.bmm(weights, values).view(num_seqs, heads, -1).to(out.dtype))
+
+
+def _heads(stored: Tensor, scales: Tensor | None, index: Tensor) -> Tensor:
+    """Rows of the cache seen as `[slots * kv_heads, D]`, in fp32."""
+    rows = stored.reshape(-1, stored.shape[3]).index_select(0, index).float()
+    return rows if scales is None else rows * scales.view(-1, 1).index_select(0, index)
+
+
+def _tokens(stored: Tensor, scales: Tensor | None, s: Single) -> Tensor:
+    """`[length, kv_heads, D]` fp32, the tokens of one sequence."""
+    tokens = stored.index_select(0, s.blocks).flatten(0, 1).narrow(0, s.skip, s.length).float()
+    if scales is None:
+        return tokens
+    return tokens * scales.index_select(0, s.blocks).flatten(0, 1).narrow(0, s.skip, s.length)[..., None]
 
 
 def _attend_single(
-    query: Tensor, key_cache: Tensor, value_cache: Tensor, s: Single, window: int | None, scale: float, out: Tensor
+    query: Tensor,
+    cache: KVCache,
+    s: Single,
+    window: int | None,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    out: Tensor,
 ) -> None:
     """Write the outputs of one sequence into its rows of `out`, some rows at a time."""
-    num_kv, dim = key_cache.shape[2:]
-    keys = key_cache.index_select(0, s.blocks).view(-1, num_kv, dim).narrow(0, s.skip, s.length).float()
-    values = value_cache.index_select(0, s.blocks).view(-1, num_kv, dim).narrow(0, s.skip, s.length).float()
-    keys, values = keys.permute(1, 2, 0), values.transpose(0, 1)  # [kv_heads, D, L], [kv_heads, L, D]
+    num_kv, dim = cache.key.shape[2:]
+    heads, value_dim = query.shape[1], cache.value.shape[3]
+    keys = _tokens(cache.key, cache.key_scale, s).permute(1, 2, 0)  # [kv_heads, D, L]
+    values = _tokens(cache.value, cache.value_scale, s).transpose(0, 1)  # [kv_heads, L, D]
     if s.num_queries == 1:  # sees all of them
         queries = (query[s.row].float() * scale).view(num_kv, -1, dim)
-        mixed = torch.bmm(torch.softmax(torch.bmm(queries, keys), -1), values)  # [kv_heads, heads / kv_heads, D]
-        out[s.row] = mixed.view(-1, dim)
+        scores = _cap(torch.bmm(queries, keys), softcap)
+        weights = _softmax(scores.view(heads, 1, -1), sinks).view_as(scores)
+        out[s.row] = torch.bmm(weights, values).view(-1, value_dim)  # [kv_heads, heads / kv_heads, D]
         return
     before = s.length - s.num_queries  # keys before the first query's own
-    step = max(LEAST_ROWS, SCORE_ELEMENTS // (query.shape[1] * s.length))
+    step = max(LEAST_ROWS, SCORE_ELEMENTS // (heads * s.length))
     for start in range(0, s.num_queries, step):
         count = min(step, s.num_queries - start)
         rows = slice(s.row + start, s.row + start + count)
@@ -184,10 +387,10 @@ def _attend_single(
         queries = (query[rows].float() * scale).view(count, num_kv, -1, dim).permute(1, 2, 0, 3)
         scores = torch.bmm(queries.reshape(num_kv, -1, dim), keys[:, :, low:high])  # [kv_heads, group * n, L]
         hidden = _unseen(before + start, count, low, high, window, query.device)  # [n, L]
-        scores = scores.view(num_kv, -1, count, high - low).masked_fill_(hidden, float("-inf"))
-        weights = torch.softmax(scores, -1).view(num_kv, -1, high - low)
-        mixed = torch.bmm(weights, values[:, low:high]).view(num_kv, -1, count, dim)
-        out[rows] = mixed.permute(2, 0, 1, 3).reshape(count, -1, dim)
+        scores = _cap(scores, softcap).view(heads, count, high - low).masked_fill_(hidden, float("-inf"))
+        weights = _softmax(scores, sinks).view(num_kv, -1, high - low)
+        mixed = torch.bmm(weights, values[:, low:high]).view(num_kv, -1, count, value_dim)
+        out[rows] = mixed.permute(2, 0, 1, 3).reshape(count, heads, value_dim)
 
 
 def _unseen(first: int, count: int, low: int, high: int, window: int | None, device: torch.device) -> Tensor:

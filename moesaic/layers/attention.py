@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from moesaic.layers.base import BuildContext, Layer, NamedViews
-from moesaic.layers.kv_cache import KVCache, KVCacheSpec
+from moesaic.layers.kv_cache import KVCache, KVCacheSpec, TiledCache
 from moesaic.layers.linear import MergedColumnLinear, RowLinear
 from moesaic.layers.norm import RMSNorm
 from moesaic.layers.rope import inverse_frequencies
@@ -32,14 +32,16 @@ class Attention(Layer):
             per_head = spec.qk_norm == "head"
             self.q_norm = RMSNorm(ctx, spec.head_dim if per_head else spec.q_size, norm_eps)
             self.k_norm = RMSNorm(ctx, spec.head_dim if per_head else spec.kv_size, norm_eps)
-        self.cache_spec = KVCacheSpec(spec.num_kv_heads, spec.head_dim, ctx.dtype)
+        self.cache_spec = KVCacheSpec(
+            spec.num_kv_heads, spec.head_dim, ctx.dtype, tiled=ctx.backends["attention"] == "cpu"
+        )
         self.inverse_frequencies, self.rope_factor = _shared_frequencies(spec.rope, spec.head_dim, ctx.device)
         self._rope_table = ctx.kernel("rope_table")
         self._prepare_qkv = ctx.kernel("prepare_qkv")
         self._plan = ctx.kernel("plan_attention")
         self._attend = ctx.kernel("paged_attention")
 
-    def forward(self, hidden: Tensor, step: Step, cache: KVCache) -> Tensor:
+    def forward(self, hidden: Tensor, step: Step, cache: KVCache | TiledCache) -> Tensor:
         """`[T, hidden]` -> `[T, hidden]`; writes the step's keys and values into `cache`."""
         spec = self.spec
         normed = spec.qk_norm is not None

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from moesaic.core.batch import Batch
-from moesaic.layers.kv_cache import KVCache
+from moesaic.layers.kv_cache import KVCache, TiledCache
 
 
 class Step:
@@ -23,9 +23,9 @@ class Step:
             self._made[key] = make(self.batch.positions, inverse, factor)
         return self._made[key]
 
-    def attention_plan(self, plan: Callable[..., Any], cache: KVCache, window: int | None) -> Any:
+    def attention_plan(self, plan: Callable[..., Any], cache: KVCache | TiledCache, window: int | None) -> Any:
         """A backend's plan of the batch for layers with such a cache and window; its own type, for its own use."""
-        key = plan, cache.key.shape, cache.key.dtype, window
+        key = plan, cache.shape_key, window
         if key not in self._made:
             self._made[key] = plan(self.batch, cache, window)
         return self._made[key]

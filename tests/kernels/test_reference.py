@@ -8,16 +8,14 @@ import torch
 from moesaic.core.batch import Batch
 from moesaic.kernels import reference, reference_attention
 from moesaic.kernels.reference import (
-    apply_rope,
     combine,
     expert_outputs,
     fused_moe,
     rms_norm,
-    rope_table,
     silu_and_mul,
     write_kv,
 )
-from moesaic.kernels.reference_attention import paged_attention, plan_attention
+from moesaic.kernels.reference_attention import KVCache, paged_attention, plan_attention, rope_table, rotate
 
 BLOCK = 4
 
@@ -47,17 +45,20 @@ def test_silu_and_mul():
     torch.testing.assert_close(silu_and_mul(torch.cat((gate, up), -1)), gate * torch.sigmoid(gate) * up)
 
 
-def test_apply_rope_turns_each_pair_by_its_angle():
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rotate_turns_each_pair_by_its_angle(interleaved):
     positions, inverse = torch.tensor([0, 1, 50]), torch.tensor([1.0, 0.1, 0.01])
-    x = torch.randn(3, 2, 6)
-    out = apply_rope(x, *rope_table(positions, inverse, 1.0))
+    x = torch.randn(3, 2, 9)
+    out = rotate(x, rope_table(positions, inverse), 2, interleaved)
     assert torch.equal(out[0], x[0])
+    assert torch.equal(out[..., :2], x[..., :2]) and torch.equal(out[..., 8:], x[..., 8:])
     for token, position in enumerate(positions.tolist()):
         for pair in range(3):
-            z = torch.complex(x[token, :, pair], x[token, :, pair + 3])
+            a, b = (2 + 2 * pair, 3 + 2 * pair) if interleaved else (2 + pair, 5 + pair)
+            z = torch.complex(x[token, :, a], x[token, :, b])
             turned = z * torch.polar(torch.tensor(1.0), torch.tensor(position * inverse[pair].item()))
-            torch.testing.assert_close(out[token, :, pair], turned.real)
-            torch.testing.assert_close(out[token, :, pair + 3], turned.imag)
+            torch.testing.assert_close(out[token, :, a], turned.real)
+            torch.testing.assert_close(out[token, :, b], turned.imag)
 
 
 # Experts.
@@ -130,7 +131,7 @@ def paged_case(query_lens, seq_lens, heads=6, kv_heads=2, dim=8, poison=torch.na
     contents = [(torch.randn(n, kv_heads, dim), torch.randn(n, kv_heads, dim)) for n in seq_lens]
     for table, (k, v) in zip(tables, contents, strict=True):
         slots = torch.tensor([table[p // BLOCK] * BLOCK + p % BLOCK for p in range(len(k))])
-        write_kv(key, value, k, v, slots)
+        write_kv(KVCache(key, value), k, v, slots)
     width = max(map(len, tables))
     lens = torch.tensor(query_lens)
     batch = Batch(
@@ -186,20 +187,23 @@ def test_paged_attention(mix, window, limits, monkeypatch):
         monkeypatch.setattr(reference_attention, "LEAST_ROWS", 1)
         monkeypatch.setattr(reference_attention, "GROUP_BYTES", 0)
     batch, query, key, value, contents = paged_case(*MIXES[mix])
-    out = paged_attention(query, key, value, plan_attention(batch, key, window), 0.4)
+    cache = KVCache(key, value)
+    out = paged_attention(query, cache, plan_attention(batch, cache, window), 0.4)
     torch.testing.assert_close(out, naive_attention(batch, query, contents, window, 0.4), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (8, 1), (6, 3)])
 def test_paged_attention_head_counts(heads, kv_heads):
     batch, query, key, value, contents = paged_case([1, 4, 1], [9, 10, 3], heads, kv_heads)
-    out = paged_attention(query, key, value, plan_attention(batch, key, None), 0.4)
+    cache = KVCache(key, value)
+    out = paged_attention(query, cache, plan_attention(batch, cache, None), 0.4)
     torch.testing.assert_close(out, naive_attention(batch, query, contents, None, 0.4), rtol=1e-4, atol=1e-5)
 
 
 def test_paged_attention_in_bf16_sums_in_fp32():
     batch, query, key, value, contents = paged_case([1, 6, 1], [40, 30, 20])
-    out = paged_attention(query.bfloat16(), key.bfloat16(), value.bfloat16(), plan_attention(batch, key, None), 0.4)
+    cache = KVCache(key.bfloat16(), value.bfloat16())
+    out = paged_attention(query.bfloat16(), cache, plan_attention(batch, cache, None), 0.4)
     assert out.dtype == torch.bfloat16
     expected = naive_attention(batch, query, contents, None, 0.4)
     torch.testing.assert_close(out.float(), expected, rtol=0.05, atol=0.05)
@@ -207,8 +211,8 @@ def test_paged_attention_in_bf16_sums_in_fp32():
 
 def test_groups_stay_within_their_memory(monkeypatch):
     monkeypatch.setattr(reference_attention, "GROUP_BYTES", 3 * 30 * 2 * 2 * 8 * 4)
-    batch, _, key, _, _ = paged_case([1] * 7, [30, 29, 28, 27, 26, 25, 24])
-    plan = plan_attention(batch, key, None)
+    batch, _, key, value, _ = paged_case([1] * 7, [30, 29, 28, 27, 26, 25, 24])
+    plan = plan_attention(batch, KVCache(key, value), None)
     assert [len(group.rows) for group in plan.groups] == [3, 3]
     assert len(plan.singles) == 1
 

@@ -26,8 +26,7 @@ class Driver:
         self.block_size = block_size
         self.caches = [spec.allocate(num_blocks, block_size, "cpu") for spec in model.cache_specs()]
         for cache in self.caches:
-            cache.key.fill_(float("nan"))
-            cache.value.fill_(float("nan"))
+            cache.fill_(float("nan"))
         order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(1))
         self.free: list[int] = order.tolist()
         self.tables: dict[int, list[int]] = {}

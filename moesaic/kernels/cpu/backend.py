@@ -5,6 +5,7 @@ Activations are fp32 in all of it (docs/cpu-backend.md).
 
 from collections.abc import Callable
 
+from moesaic.kernels.cpu.attention import paged_attention, plan_attention, prepare_qkv, rope_table, rotate, write_kv
 from moesaic.kernels.cpu.library import Unavailable, isa
 from moesaic.kernels.cpu.norm import add_layer_norm, add_rms_norm, embed, gather_rows, layer_norm, rms_norm
 from moesaic.kernels.cpu.router import route
@@ -16,9 +17,15 @@ __all__ = [
     "embed",
     "gather_rows",
     "layer_norm",
+    "paged_attention",
+    "plan_attention",
+    "prepare_qkv",
     "rms_norm",
+    "rope_table",
+    "rotate",
     "route",
     "supports",
+    "write_kv",
 ]
 
 NAME = "cpu"
@@ -45,4 +52,13 @@ def _router(case: Case) -> str | None:
     return None
 
 
-_CHECKS: dict[str, Callable[[Case], str | None]] = {"norms": _norms, "router": _router}
+def _attention(case: Case) -> str | None:
+    kinds = ("torch.float32", "torch.float16", "torch.bfloat16", "torch.int8")
+    return None if case.weights in kinds else f"its KV cache is not kept in {case.weights.removeprefix('torch.')}"
+
+
+_CHECKS: dict[str, Callable[[Case], str | None]] = {
+    "attention": _attention,
+    "norms": _norms,
+    "router": _router,
+}
