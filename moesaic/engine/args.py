@@ -48,6 +48,26 @@ class EngineArgs:
         "who computes: cpu for C++ kernels, reference for plain torch; auto takes the best that can, others must",
         choices=("auto", "cpu", "reference"),
     )
+    quantization: str = arg(
+        "none",
+        "how weights are kept: w8a16 and w4a16 (8 and 4 bits, 16-bit activations), w8a8 (8-bit activations too); "
+        "embedding, router and norms stay as they are, and the LM head has 8 bits",
+        choices=("none", "w8a16", "w4a16", "w8a8"),
+    )
+    quantization_group_size: int = arg(128, "inputs that share a scale: 32, 64, 128, or 0 for a whole row", metavar="N")
+    quantization_config: str | None = arg(
+        None,
+        "other formats for parts of the model, as pattern=format by commas or as a JSON object; the last that fits "
+        "wins: layers.*.mlp.experts=w4a16:32,layers.0-1=w8a16,layers.*.attention=none,lm_head=none; behind a format "
+        "may stand :group-size, and :symmetric or :offsets",
+        metavar="PATTERN=FORMAT,...",
+    )
+    pack_cache: str = arg(
+        "auto",
+        "folder where packed weights are kept, so that the next start reads them as they are; auto takes "
+        "~/.cache/moesaic (or MOESAIC_CACHE) where packing takes time: for quantised models; off keeps none",
+        metavar="auto|off|DIR",
+    )
     enforce_eager: bool = arg(False, "record no decode step to replay it; the results are the same, slower")
     max_model_len: int | None = arg(None, "tokens of one sequence, prompt and output; the model's own by default")
     max_num_seqs: int = arg(256, "sequences that run at once")

@@ -8,9 +8,11 @@ from typing import Any, cast, get_args
 
 from moesaic.core.config import CacheConfig, DType, EngineConfig, LoadFormat, ModelConfig, SchedulerConfig
 from moesaic.core.errors import ConfigError, UnsupportedError
+from moesaic.core.formats import GROUPS
 from moesaic.core.log import get_logger
 from moesaic.engine.args import EMBEDDED_MODEL, EngineArgs
 from moesaic.kernels.cpu.library import describe
+from moesaic.weights.quantization import parse_exceptions
 
 logger = get_logger(__name__)
 EMBEDDED_PATH = Path(__file__).parent.parent / "embedded" / EMBEDDED_MODEL
@@ -61,6 +63,11 @@ def check_args(args: EngineArgs) -> None:
     if not isinstance(args.seed, int):
         raise ConfigError(f"seed must be a whole number, got {args.seed!r}")
     parse_size(args.kv_cache_memory)
+    if isinstance(args.quantization_group_size, bool) or args.quantization_group_size not in GROUPS:
+        raise ConfigError(
+            f"quantization_group_size must be 32, 64, 128, or 0 for a whole row, got {args.quantization_group_size!r}"
+        )
+    parse_exceptions(args.quantization_config)
 
 
 def _at_least_one(name: str, value: Any) -> None:
@@ -104,6 +111,11 @@ def resolve(args: EngineArgs) -> Resolved:
             load_format=cast(LoadFormat, args.load_format),
             seed=args.seed,
             moe_backend=args.moe_backend,
+            quantization=args.quantization,
+            quantization_group_size=args.quantization_group_size,
+            quantization_config=args.quantization_config or "",
+            pack_cache=_pack_cache(args.pack_cache),
+            force_pack_cache=args.pack_cache not in ("auto", "off"),
         ),
         cache=CacheConfig(
             block_size=args.block_size,
@@ -120,6 +132,16 @@ def resolve(args: EngineArgs) -> Resolved:
     return Resolved(
         config, list(args.served_model_name) or [args.model], args.max_model_len is not None, architecture.name
     )
+
+
+def _pack_cache(wanted: str) -> str | None:
+    """The folder of packed weights, or None."""
+    if wanted == "off":
+        return None
+    if wanted != "auto":
+        return os.path.abspath(os.path.expanduser(wanted))
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(os.environ.get("MOESAIC_CACHE") or os.path.join(base, "moesaic"), "packed")
 
 
 def _in_words(config: EngineConfig) -> str:
