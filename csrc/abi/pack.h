@@ -35,6 +35,13 @@ typedef struct {
     int64_t bytes;  // written
 } moesaic_matrix_bytes_args;
 
+// Where bytes lie, and which codes weights become: packed bytes are of use only where both are the same.
+typedef struct {
+    int32_t layout;     // written
+    int32_t quantiser;  // written
+} moesaic_pack_version_args;
+
 MOESAIC_API void moesaic_pack(const moesaic_pack_args*);
 MOESAIC_API void moesaic_unpack(const moesaic_unpack_args*);
 MOESAIC_API void moesaic_matrix_bytes(moesaic_matrix_bytes_args*);
+MOESAIC_API void moesaic_pack_version(moesaic_pack_version_args*);

@@ -14,6 +14,7 @@ namespace moesaic {
 namespace {
 
 constexpr int WORKSPACE = 14;
+constexpr int LAYOUT_VERSION = 1;  // raised with every change of formats.h
 constexpr int64_t PIECE = 256;  // inputs of an unquantised row that are transposed at once
 
 // Where the rows of a part lie: row r of it is column `first + r % width` of panel r / width.
@@ -227,4 +228,9 @@ MOESAIC_API void moesaic_pack(const moesaic_pack_args* a) {
 
 MOESAIC_API void moesaic_matrix_bytes(moesaic_matrix_bytes_args* a) {
     a->bytes = matrix_bytes(a->matrix.format, a->matrix.rows, a->matrix.cols);
+}
+
+MOESAIC_API void moesaic_pack_version(moesaic_pack_version_args* a) {
+    a->layout = LAYOUT_VERSION * 2 + (quad_bytes() ? 1 : 0);
+    a->quantiser = QUANTISER_VERSION;
 }

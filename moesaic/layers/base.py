@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from moesaic.core.formats import Kind, WeightFormat
 from moesaic.distributed.groups import SINGLE, ProcessGroup
-from moesaic.kernels.cpu.packed import PackedMatrix, Sink
+from moesaic.kernels.cpu.arena import Arenas
+from moesaic.kernels.cpu.packed import Both, PackedMatrix, Sink
 from moesaic.kernels.registry import FAMILIES, FAMILY_OF, kernel
 
-NamedViews = Iterator[tuple[str, Tensor | Sink]]
+NamedViews = Iterator[tuple[str, Tensor | Sink | Both]]
 KIND_OF: dict[torch.dtype, Kind] = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 REFERENCE = dict.fromkeys(FAMILIES, "reference")
 
@@ -27,6 +28,7 @@ class BuildContext:
         backends: who computes each family of operations.
         formats: how a weight is packed, by its canonical name; None for plain floating-point numbers of `dtype`.
         prefix: canonical name of the layer being built, with a dot at its end; the model's own is empty.
+        memory: where packed matrices lie, together, so that huge pages are full.
     """
 
     device: torch.device
@@ -35,6 +37,7 @@ class BuildContext:
     backends: Mapping[str, str] = field(default_factory=lambda: REFERENCE)
     formats: Callable[[str], WeightFormat] | None = None
     prefix: str = ""
+    memory: Arenas = field(default_factory=Arenas)
 
     def under(self, name: str) -> "BuildContext":
         """The context of a part, whose canonical names begin with `name`."""
@@ -57,7 +60,7 @@ class BuildContext:
             gated: rows are gate's, then up's.
         """
         if self.backends["matrices"] == "cpu":
-            return PackedMatrix.empty(rows, cols, self.format_of(name), gated)
+            return PackedMatrix.empty(rows, cols, self.format_of(name), gated, self.memory.take)
         return nn.Parameter(torch.empty(rows, cols, device=self.device, dtype=self.dtype), requires_grad=False)
 
     def stacked(self, count: int, rows: int, cols: int) -> nn.Parameter:

@@ -1,15 +1,19 @@
 """From a checkpoint's folder to what it computes, and to a model ready to run. Torch is imported when needed."""
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from moesaic.core.config import ModelConfig
+from moesaic.core.errors import UnsupportedError
 from moesaic.models.config_reader import ConfigReader, eos_token_ids, read_config
 from moesaic.models.registry import Architecture, ModelRegistry
 from moesaic.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from moesaic.models.decoder import Decoder
+    from moesaic.weights.loader import Target
+    from moesaic.weights.sources import Source
 
 __all__ = ["eos_token_ids", "load_model", "read_config", "read_spec", "spec_of"]
 
@@ -28,6 +32,9 @@ def spec_of(config: dict[str, Any], where: str = "config.json") -> tuple[Archite
     return architecture, spec
 
 
+LEAST_CACHED = 64 << 20  # bytes of packed weights from which a start gains by finding them packed
+
+
 def load_model(config: ModelConfig, device: str, block_size: int = 16, progress: bool = True) -> "Decoder":
     """The model, its parameters filled. Raises ConfigError or CheckpointError.
 
@@ -39,17 +46,53 @@ def load_model(config: ModelConfig, device: str, block_size: int = 16, progress:
     from moesaic.layers.base import BuildContext
     from moesaic.models.backends import choose_backends
     from moesaic.models.decoder import Decoder
-    from moesaic.weights.loader import fill_dummy, load_weights
+    from moesaic.weights.loader import fill_dummy
+    from moesaic.weights.packing import check_plan
+    from moesaic.weights.quantization import QuantizationPlan
     from moesaic.weights.sources import open_source
 
     architecture, spec = read_spec(config.path)
+    plan = QuantizationPlan.read(
+        config.dtype, config.quantization, config.quantization_group_size, config.quantization_config
+    )
     source = None if config.load_format == "dummy" else open_source(config.path, config.load_format)
     where, dtype = torch.device(device), getattr(torch, config.dtype)
     backends = choose_backends(spec, where, dtype, block_size, config.moe_backend)
-    model = Decoder(spec, BuildContext(where, dtype, backends=backends))
+    if plan.quantised and backends["matrices"] != "cpu":
+        raise UnsupportedError(
+            f"quantised weights need the C++ kernels, but {backends['matrices']} ones compute here, for the reason in "
+            "the log: leave --quantization and --quantization-config out"
+        )
+    model = Decoder(spec, BuildContext(where, dtype, backends=backends, formats=plan.format_of))
     parameters = dict(model.named_views())
+    check_plan(plan, parameters)
     if source is None:
         fill_dummy(parameters, config.seed)
     else:
-        load_weights(parameters, architecture.rules, source, config.path, progress)
+        _load(config, architecture, source, parameters, plan.quantised, progress)
     return model.eval()
+
+
+def _load(
+    config: ModelConfig,
+    architecture: Architecture,
+    source: "Source",
+    parameters: "Mapping[str, Target]",
+    quantised: bool,
+    progress: bool,
+) -> None:
+    """Fill the parameters from the checkpoint; what is packed comes from the cache of packed weights if it is there."""
+    from moesaic.weights.loader import load_weights
+    from moesaic.weights.pack_cache import PackCache, identify
+    from moesaic.weights.packing import packed_matrices
+
+    matrices, names = packed_matrices(parameters)
+    wanted = config.force_pack_cache or (quantised and sum(m.nbytes for _, m in matrices) >= LEAST_CACHED)
+    if config.pack_cache is None or not wanted or not matrices:
+        load_weights(parameters, architecture.rules, source, config.path, progress)
+        return
+    cache = PackCache(config.pack_cache, config.path, identify(config.path, source), matrices)
+    there = cache.load()
+    load_weights(parameters, architecture.rules, source, config.path, progress, filled=names if there else ())
+    if not there:
+        cache.save()

@@ -1,41 +1,65 @@
 """Filling a model: from a checkpoint by a plan, or with seeded random numbers. Memory stays at the model's own size
-plus one tensor: what can be read in place is, the rest goes through one temporary."""
+plus one small buffer: what is kept as it is stored is read in place, what is packed goes through the buffer."""
 
 import math
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol, TypeAlias
 
 import torch
 
 from moesaic.core.errors import CheckpointError
 from moesaic.core.log import get_logger
 from moesaic.weights.plan import Copy, plan_load
-from moesaic.weights.rules import AnyRule
+from moesaic.weights.rules import AnyRule, Index
 from moesaic.weights.safetensors_file import FLOAT_DTYPES
 from moesaic.weights.sources import Source
 
 log = get_logger(__name__)
 
-CHECK_ELEMENTS = 1 << 22  # a tied copy is compared in pieces of at most this many elements
+STAGING_BYTES = 4 << 20  # small enough that what was just read is packed from the cache
+PIECE_ROWS = 64  # pieces have a multiple of these many rows, so that panels are packed whole
 DUMMY_STD = 0.02
 
 
+class Sink(Protocol):
+    """Where a weight goes that is not kept as a tensor, such as some rows of a packed matrix."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(rows, cols)` of what is to be filled in."""
+
+    def rows(self, start: int, stop: int) -> "Sink":
+        """The sink of some of its rows."""
+
+    def fill(self, tensor: torch.Tensor) -> None:
+        """Take `[rows, cols]` in any floating dtype."""
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether filling in this tensor would change nothing."""
+
+
+Target: TypeAlias = torch.Tensor | Sink
+
+
 def load_weights(
-    parameters: Mapping[str, torch.Tensor],
+    parameters: Mapping[str, Target],
     rules: Iterable[AnyRule],
     source: Source,
     where: str,
     progress: bool = True,
+    filled: Collection[str] = (),
 ) -> None:
     """Fill every parameter from `source`, in place.
 
     Args:
-        parameters: canonical name -> view of the model's storage.
+        parameters: canonical name -> view of the model's storage, or a sink.
         where: the checkpoint's folder, for messages.
         progress: show how far it has come, on a terminal.
+        filled: names of parameters that are filled already; the checkpoint must hold them all the same.
 
     Raises:
         CheckpointError: the checkpoint does not fill the model exactly; nothing was read then.
@@ -44,28 +68,83 @@ def load_weights(
     plan = plan_load(shapes, rules, {name: i.shape for name, i in source.tensors.items()}, where)
     _refuse_dtypes(source, plan.copies + plan.checks, where)
     place = {name: i for i, name in enumerate(source.tensors)}
-    copies = sorted(plan.copies, key=lambda copy: place[copy.source])
-    total = sum(parameters[copy.target].nbytes for copy in copies)
+    copies = sorted((c for c in plan.copies if c.target not in filled), key=lambda copy: place[copy.source])
+    total = sum(_bytes_read(source, copy, shapes[copy.target]) for copy in copies)
+    staging = Staging(source)
     start = time.perf_counter()
     with torch.no_grad(), _progress(total, progress) as advance:
         for copy in copies:
             into = parameters[copy.target]
-            source.read(copy.source, copy.index, into)
-            advance(into.nbytes)
-        for check in plan.checks:
-            _check_equal(source, check, parameters[check.target], where)
-    log.info("loaded %.1f MB from %s in %.1f s", total / 1e6, where, time.perf_counter() - start)
+            if isinstance(into, torch.Tensor):
+                source.read(copy.source, copy.index, into)
+            else:
+                staging.pour(copy, into)
+            advance(_bytes_read(source, copy, shapes[copy.target]))
+        if not filled:  # by an earlier start, which made the checks
+            for check in plan.checks:
+                _check_equal(source, staging, check, parameters[check.target], where)
+    seconds = time.perf_counter() - start
+    log.info("read %.1f MB from %s in %.1f s", total / 1e6, where, seconds)
 
 
-def fill_dummy(parameters: Mapping[str, torch.Tensor], seed: int) -> None:
+class Staging:
+    """A buffer between a source and sinks: rows are read into it in the source's own dtype, some at a time."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+
+    def pour(self, copy: Copy, sink: Sink) -> None:
+        """Fill a sink with what `copy` names."""
+        for start, stop, rows in self.pieces(copy, sink.shape):
+            sink.rows(start, stop).fill(rows)
+
+    def pieces(self, copy: Copy, shape: tuple[int, ...]) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """(start, stop, rows [start, stop) of the tensor that `copy` names, good until the next are asked for)."""
+        dtype = FLOAT_DTYPES[self._source.tensors[copy.source].dtype]
+        row_bytes = max(1, math.prod(shape[1:]) * dtype.itemsize)
+        step = max(1, STAGING_BYTES // row_bytes // PIECE_ROWS) * PIECE_ROWS
+        for start in range(0, shape[0], step):
+            stop = min(start + step, shape[0])
+            rows = self._take((stop - start) * row_bytes).view(dtype).view(stop - start, *shape[1:])
+            self._source.read(copy.source, rows_of(copy.index, start, stop), rows)
+            yield start, stop, rows
+
+    def _take(self, nbytes: int) -> torch.Tensor:
+        if self._buffer.numel() < nbytes:
+            self._buffer = torch.empty(nbytes, dtype=torch.uint8)
+        return self._buffer[:nbytes]
+
+
+def rows_of(index: Index, start: int, stop: int) -> Index:
+    """Rows [start, stop) of the part of a tensor that `index` (ints, then at most one slice) names."""
+    if index and isinstance(index[-1], slice):
+        first = int(index[-1].start)
+        return (*index[:-1], slice(first + start, first + stop))
+    return (*index, slice(start, stop))
+
+
+def fill_dummy(parameters: Mapping[str, Target], seed: int) -> None:
     """Fill with random numbers that depend on `seed` and each parameter's name alone; norms with ones."""
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            if name.endswith("norm.weight"):
-                parameter.fill_(1.0)
-                continue
+        for name, into in parameters.items():
             generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}:{name}".encode()))
-            parameter.copy_(torch.empty(parameter.shape).normal_(0.0, DUMMY_STD, generator=generator))
+            if name.endswith("norm.weight") and isinstance(into, torch.Tensor):
+                into.fill_(1.0)
+            elif isinstance(into, torch.Tensor):
+                into.copy_(torch.empty(into.shape).normal_(0.0, DUMMY_STD, generator=generator))
+            else:
+                _pour_dummy(into, generator)
+
+
+def _pour_dummy(sink: Sink, generator: torch.Generator) -> None:
+    """The same numbers as a tensor would get, some rows at a time. (torch draws 16 numbers at once, so that pieces of
+    a multiple of 16 make the sequence of the whole.)"""
+    rows, cols = sink.shape
+    step = max(1, STAGING_BYTES // (4 * cols) // PIECE_ROWS) * PIECE_ROWS
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        sink.rows(start, stop).fill(torch.empty(stop - start, cols).normal_(0.0, DUMMY_STD, generator=generator))
 
 
 def _refuse_dtypes(source: Source, copies: Iterable[Copy], where: str) -> None:
@@ -80,14 +159,20 @@ def _refuse_dtypes(source: Source, copies: Iterable[Copy], where: str) -> None:
         )
 
 
-def _check_equal(source: Source, check: Copy, parameter: torch.Tensor, where: str) -> None:
+def _bytes_read(source: Source, copy: Copy, shape: tuple[int, ...]) -> int:
+    itemsize: int = FLOAT_DTYPES[source.tensors[copy.source].dtype].itemsize
+    return math.prod(shape) * itemsize
+
+
+def _check_equal(source: Source, staging: Staging, check: Copy, parameter: Target, where: str) -> None:
     """Raise CheckpointError unless tensor `check.source` equals `parameter`, compared some rows at a time."""
-    step = max(1, CHECK_ELEMENTS // max(1, math.prod(parameter.shape[1:])))
-    for row in range(0, parameter.shape[0], step):
-        mine = parameter[row : row + step]
-        theirs = torch.empty_like(mine)
-        source.read(check.source, (slice(row, row + mine.shape[0]),), theirs)
-        if not torch.equal(mine, theirs):
+    for start, stop, theirs in staging.pieces(check, tuple(parameter.shape)):
+        if isinstance(parameter, torch.Tensor):
+            mine = parameter[start:stop]
+            same = torch.equal(mine, theirs.to(mine))
+        else:
+            same = parameter.rows(start, stop).holds(theirs)
+        if not same:
             raise CheckpointError(
                 f"{where}: the config ties {check.source} to {check.target}, but the checkpoint holds a different "
                 f"{check.source}; set tie_word_embeddings to false in config.json, or remove the tensor"

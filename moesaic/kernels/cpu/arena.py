@@ -51,6 +51,21 @@ class Arena:
         return self.data[start : self.used]
 
 
+class Arenas:
+    """Arenas one after another, as many as it takes. What is reserved and never written takes no memory."""
+
+    BLOCK = 256 << 20
+
+    def __init__(self) -> None:
+        self._open: Arena | None = None
+
+    def take(self, nbytes: int, align: int = 64) -> Tensor:
+        """`nbytes` zeros at an address that `align` (a power of two, at most 4096) divides, uint8."""
+        if self._open is None or round_up(self._open.used, align) + nbytes > self._open.data.numel():
+            self._open = Arena(max(nbytes, self.BLOCK))
+        return self._open.take(nbytes, align)
+
+
 def round_up(n: int, unit: int) -> int:
     """The least multiple of `unit` that is not below `n`."""
     return -(-n // unit) * unit

@@ -50,7 +50,14 @@ class MatrixBytesArgs(ctypes.Structure):
     _fields_ = (("matrix", Matrix), ("bytes", ctypes.c_int64))
 
 
+class PackVersionArgs(ctypes.Structure):
+    """`moesaic_pack_version_args`."""
+
+    _fields_ = (("layout", ctypes.c_int32), ("quantiser", ctypes.c_int32))
+
+
 _pack, _unpack, _matrix_bytes = Kernel("pack"), Kernel("unpack"), Kernel("matrix_bytes")
+_pack_version = Kernel("pack_version")
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,10 +182,46 @@ class Sink:
         place = (self.part, self.first_row, self.num_rows)
         _pack(PackArgs(self.matrix.struct, tensor.data_ptr(), tensor.stride(0), dtype, *place))
 
+    def rows(self, start: int, stop: int) -> "Sink":
+        """The sink of rows [start, stop) of these."""
+        if not 0 <= start <= stop <= self.num_rows:
+            raise ValueError(f"rows {start}..{stop} of {self.num_rows}")
+        return Sink(self.matrix, self.part, self.first_row + start, stop - start)
+
     def unpack(self) -> Tensor:
         """What is there now, dequantised: fp32 `[rows, cols]`."""
         first = self.first_row + (self.matrix.rows // 2 if self.part == UP else 0)
         return self.matrix.unpack(first, self.num_rows)
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether filling in this tensor `[rows, cols]` would change nothing."""
+        return torch.equal(self.unpack(), PackedMatrix.of(tensor, self.matrix.format).unpack())
+
+
+@dataclass(frozen=True, eq=False)
+class Both:
+    """Two sinks that take the same weight: a table of embeddings, and the LM head in another format."""
+
+    first: Sink
+    second: Sink
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(rows, cols)` of what is filled in."""
+        return self.first.shape
+
+    def rows(self, start: int, stop: int) -> "Both":
+        """The sinks of rows [start, stop) of these."""
+        return Both(self.first.rows(start, stop), self.second.rows(start, stop))
+
+    def fill(self, tensor: Tensor) -> None:
+        """Fill both."""
+        self.first.fill(tensor)
+        self.second.fill(tensor)
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether filling in this tensor would change nothing in either."""
+        return self.first.holds(tensor) and self.second.holds(tensor)
 
 
 def packed_bytes(rows: int, cols: int, format: WeightFormat, gated: bool = False) -> int:
@@ -192,6 +235,13 @@ def packed_bytes(rows: int, cols: int, format: WeightFormat, gated: bool = False
     arguments = MatrixBytesArgs(_struct(rows, cols, format, gated, None))
     _matrix_bytes(arguments)
     return arguments.bytes
+
+
+def pack_version() -> tuple[int, int]:
+    """Of where bytes lie, and of the codes that weights become: in the library in use."""
+    arguments = PackVersionArgs()
+    _pack_version(arguments)
+    return arguments.layout, arguments.quantiser
 
 
 def _struct(rows: int, cols: int, format: WeightFormat, gated: bool, data: int | None) -> Matrix:

@@ -1,0 +1,43 @@
+"""The packed matrices behind a model's parameters: which there are, and that each has one format."""
+
+from collections.abc import Mapping
+
+from moesaic.core.errors import ConfigError
+from moesaic.kernels.cpu.packed import Both, PackedMatrix, Sink
+from moesaic.weights.loader import Target
+from moesaic.weights.quantization import QuantizationPlan
+
+
+def packed_matrices(parameters: Mapping[str, Target]) -> tuple[list[tuple[str, PackedMatrix]], set[str]]:
+    """Every packed matrix once, with the name of the first parameter in it; and all parameters that lie in some."""
+    found: dict[int, tuple[str, PackedMatrix]] = {}
+    names = set()
+    for name, into in parameters.items():
+        for sink in _sinks(into):
+            names.add(name)
+            found.setdefault(id(sink.matrix), (name, sink.matrix))
+    return list(found.values()), names
+
+
+def check_plan(plan: QuantizationPlan, parameters: Mapping[str, Target]) -> None:
+    """See that the plan's patterns are about this model, and give one format to what is one matrix.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    sinks = {name: _sinks(into)[0] for name, into in parameters.items() if _sinks(into)}
+    plan.check([*sinks, "lm_head"] if sinks else [])
+    first: dict[int, str] = {}
+    for name, sink in sinks.items():
+        neighbour = first.setdefault(id(sink.matrix), name)
+        if plan.format_of(name) != sink.matrix.format:
+            raise ConfigError(
+                f"quantization_config gives {name} ({plan.format_of(name)}) another format than {neighbour} "
+                f"({sink.matrix.format}), but the two are one matrix: give both the same"
+            )
+
+
+def _sinks(into: Target | Both) -> list[Sink]:
+    if isinstance(into, Both):
+        return [into.first, into.second]
+    return [into] if isinstance(into, Sink) else []
