@@ -19,6 +19,7 @@ typedef struct {
     int32_t part;           // moesaic_part
     int64_t first_row;
     int64_t num_rows;
+    int32_t alone;  // 1: on the calling thread; other threads may pack other rows of the matrix meanwhile
 } moesaic_pack_args;
 
 // Rows of a packed matrix as fp32: out [num_rows, cols], row r of which is `first_row` + r.

@@ -214,7 +214,7 @@ MOESAIC_API void moesaic_pack(const moesaic_pack_args* a) {
     int64_t last = a->first_row + a->num_rows;
     if (last == p.part_rows) last = round_up(last, width);  // what pads the part is written with its last row
     const int64_t first_panel = a->first_row / width, num_panels = (last + width - 1) / width - first_panel;
-    parallel_for(num_panels, 1, [&](int64_t begin, int64_t end) {
+    const auto pack = [&](int64_t begin, int64_t end) {
         for (int64_t i = first_panel + begin; i < first_panel + end; ++i) {
             const int64_t from = std::max(a->first_row, i * width), to = std::min(last, (i + 1) * width);
             if (quantised(p.f)) {
@@ -223,7 +223,8 @@ MOESAIC_API void moesaic_pack(const moesaic_pack_args* a) {
                 pack_floats(p, p.panel(i), from, to);
             }
         }
-    });
+    };
+    a->alone ? pack(0, num_panels) : parallel_for(num_panels, 1, pack);
 }
 
 MOESAIC_API void moesaic_matrix_bytes(moesaic_matrix_bytes_args* a) {

@@ -3,10 +3,13 @@ plus one small buffer: what is kept as it is stored is read in place, what is pa
 
 import math
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import torch
@@ -35,8 +38,8 @@ class Sink(Protocol):
     def rows(self, start: int, stop: int) -> "Sink":
         """The sink of some of its rows."""
 
-    def fill(self, tensor: torch.Tensor) -> None:
-        """Take `[rows, cols]` in any floating dtype."""
+    def fill(self, tensor: torch.Tensor, alone: bool = False) -> None:
+        """Take `[rows, cols]` in any floating dtype; `alone`: on this thread, for others are busy too."""
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether filling in this tensor would change nothing."""
@@ -70,50 +73,91 @@ def load_weights(
     place = {name: i for i, name in enumerate(source.tensors)}
     copies = sorted((c for c in plan.copies if c.target not in filled), key=lambda copy: place[copy.source])
     total = sum(_bytes_read(source, copy, shapes[copy.target]) for copy in copies)
-    staging = Staging(source)
     start = time.perf_counter()
     with torch.no_grad(), _progress(total, progress) as advance:
-        for copy in copies:
-            into = parameters[copy.target]
-            if isinstance(into, torch.Tensor):
-                source.read(copy.source, copy.index, into)
-            else:
-                staging.pour(copy, into)
-            advance(_bytes_read(source, copy, shapes[copy.target]))
+        _pour_all(source, copies, parameters, advance)
         if not filled:  # by an earlier start, which made the checks
             for check in plan.checks:
-                _check_equal(source, staging, check, parameters[check.target], where)
-    seconds = time.perf_counter() - start
-    log.info("read %.1f MB from %s in %.1f s", total / 1e6, where, seconds)
+                _check_equal(source, check, parameters[check.target], where)
+    log.info("read %.1f MB from %s in %.1f s", total / 1e6, where, time.perf_counter() - start)
+
+
+def _pour_all(
+    source: Source, copies: list[Copy], parameters: Mapping[str, Target], advance: Callable[[int], None]
+) -> None:
+    """Make all copies: each thread reads and packs pieces of its own, so that one reads while another packs."""
+    pieces = [piece for copy in copies for piece in _pieces(source, copy, parameters[copy.target])]
+    threads = torch.get_num_threads()
+    staging = Staging(source)
+    if threads == 1:
+        for piece in pieces:
+            advance(staging.pour(piece))
+        return
+    with ThreadPoolExecutor(threads, "load") as pool:
+        try:
+            for count in pool.map(staging.pour, pieces):
+                advance(count)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows [start, stop) of the tensor that `copy` names, and where they go; a tensor takes all of its rows at once."""
+
+    copy: Copy
+    into: Target
+    start: int
+    stop: int
+
+
+def _pieces(source: Source, copy: Copy, into: Target) -> Iterator[Piece]:
+    if isinstance(into, torch.Tensor):
+        yield Piece(copy, into, 0, len(into))
+        return
+    for start, stop in _row_ranges(into.shape, FLOAT_DTYPES[source.tensors[copy.source].dtype].itemsize):
+        yield Piece(copy, into, start, stop)
+
+
+def _row_ranges(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[int, int]]:
+    """Rows of a tensor in pieces that the staging buffer holds."""
+    row_bytes = max(1, math.prod(shape[1:]) * itemsize)
+    step = max(1, STAGING_BYTES // row_bytes // PIECE_ROWS) * PIECE_ROWS
+    for start in range(0, shape[0], step):
+        yield start, min(start + step, shape[0])
 
 
 class Staging:
-    """A buffer between a source and sinks: rows are read into it in the source's own dtype, some at a time."""
+    """Buffers between a source and sinks, one a thread: rows are read into it in the source's own dtype."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._local = threading.local()
 
-    def pour(self, copy: Copy, sink: Sink) -> None:
-        """Fill a sink with what `copy` names."""
-        for start, stop, rows in self.pieces(copy, sink.shape):
-            sink.rows(start, stop).fill(rows)
+    def pour(self, piece: Piece) -> int:
+        """Read a piece to where it goes; the bytes read."""
+        copy, into = piece.copy, piece.into
+        if isinstance(into, torch.Tensor):
+            self._source.read(copy.source, copy.index, into)
+            return _bytes_read(self._source, copy, tuple(into.shape))
+        rows = self.read(copy, piece.start, piece.stop, into.shape)
+        into.rows(piece.start, piece.stop).fill(rows, alone=True)
+        return _bytes_read(self._source, copy, tuple(rows.shape))
 
-    def pieces(self, copy: Copy, shape: tuple[int, ...]) -> Iterator[tuple[int, int, torch.Tensor]]:
-        """(start, stop, rows [start, stop) of the tensor that `copy` names, good until the next are asked for)."""
+    def read(self, copy: Copy, start: int, stop: int, shape: tuple[int, ...]) -> torch.Tensor:
+        """Rows [start, stop) of what `copy` names, good until this thread reads the next."""
         dtype = FLOAT_DTYPES[self._source.tensors[copy.source].dtype]
-        row_bytes = max(1, math.prod(shape[1:]) * dtype.itemsize)
-        step = max(1, STAGING_BYTES // row_bytes // PIECE_ROWS) * PIECE_ROWS
-        for start in range(0, shape[0], step):
-            stop = min(start + step, shape[0])
-            rows = self._take((stop - start) * row_bytes).view(dtype).view(stop - start, *shape[1:])
-            self._source.read(copy.source, rows_of(copy.index, start, stop), rows)
-            yield start, stop, rows
+        count = (stop - start) * math.prod(shape[1:])
+        rows = self._take(count * dtype.itemsize).view(dtype).view(stop - start, *shape[1:])
+        self._source.read(copy.source, rows_of(copy.index, start, stop), rows)
+        return rows
 
     def _take(self, nbytes: int) -> torch.Tensor:
-        if self._buffer.numel() < nbytes:
-            self._buffer = torch.empty(nbytes, dtype=torch.uint8)
-        return self._buffer[:nbytes]
+        buffer = getattr(self._local, "buffer", None)
+        if buffer is None or buffer.numel() < nbytes:
+            buffer = self._local.buffer = torch.empty(nbytes, dtype=torch.uint8)
+        return buffer[:nbytes]
 
 
 def rows_of(index: Index, start: int, stop: int) -> Index:
@@ -164,9 +208,11 @@ def _bytes_read(source: Source, copy: Copy, shape: tuple[int, ...]) -> int:
     return math.prod(shape) * itemsize
 
 
-def _check_equal(source: Source, staging: Staging, check: Copy, parameter: Target, where: str) -> None:
+def _check_equal(source: Source, check: Copy, parameter: Target, where: str) -> None:
     """Raise CheckpointError unless tensor `check.source` equals `parameter`, compared some rows at a time."""
-    for start, stop, theirs in staging.pieces(check, tuple(parameter.shape)):
+    staging, shape = Staging(source), tuple(parameter.shape)
+    for start, stop in _row_ranges(shape, FLOAT_DTYPES[source.tensors[check.source].dtype].itemsize):
+        theirs = staging.read(check, start, stop, shape)
         if isinstance(parameter, torch.Tensor):
             mine = parameter[start:stop]
             same = torch.equal(mine, theirs.to(mine))

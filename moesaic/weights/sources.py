@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
@@ -27,7 +28,8 @@ class Source(Protocol):
         """Every tensor by name."""
 
     def read(self, name: str, index: Index, into: torch.Tensor) -> None:
-        """Copy part `index` of a tensor into `into`, which has that part's shape and any dtype and device."""
+        """Copy part `index` of a tensor into `into`, which has that part's shape and any dtype and device. Threads may
+        call it at the same time."""
 
 
 def open_source(folder: str, load_format: LoadFormat) -> Source:
@@ -85,10 +87,13 @@ class BinSource:
 
     def __init__(self, shards: list[str]) -> None:
         self._open: tuple[str, dict[str, torch.Tensor]] = ("", {})
+        self._lock = threading.Lock()
         self.tensors = merge_shards(self._infos(path) for path in shards)
 
     def read(self, name: str, index: Index, into: torch.Tensor) -> None:
-        into.copy_(self._shard(self.tensors[name].file)[name][index])
+        with self._lock:
+            tensor = self._shard(self.tensors[name].file)[name]
+        into.copy_(tensor[index])
 
     def _infos(self, path: str) -> dict[str, TensorInfo]:
         return {n: TensorInfo(_dtype_name(t.dtype), tuple(t.shape), path) for n, t in self._shard(path).items()}

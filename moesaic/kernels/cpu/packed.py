@@ -30,6 +30,7 @@ class PackArgs(ctypes.Structure):
         ("part", ctypes.c_int32),
         ("first_row", ctypes.c_int64),
         ("num_rows", ctypes.c_int64),
+        ("alone", ctypes.c_int32),
     )
 
 
@@ -170,8 +171,12 @@ class Sink:
         """`(rows, cols)` of what is filled in."""
         return self.num_rows, self.matrix.cols
 
-    def fill(self, tensor: Tensor) -> None:
-        """Pack `[rows, cols]` in any floating dtype, quantised as the matrix's format says."""
+    def fill(self, tensor: Tensor, alone: bool = False) -> None:
+        """Pack `[rows, cols]` in any floating dtype, quantised as the matrix's format says.
+
+        Args:
+            alone: on the calling thread, because others fill sinks at the same time.
+        """
         if tuple(tensor.shape) != self.shape:
             raise ValueError(f"a sink of {list(self.shape)} was given {list(tensor.shape)}")
         if tensor.dtype not in FLOAT_KINDS:
@@ -180,7 +185,7 @@ class Sink:
             tensor = tensor.contiguous()
         dtype = FLOAT_KINDS[tensor.dtype]
         place = (self.part, self.first_row, self.num_rows)
-        _pack(PackArgs(self.matrix.struct, tensor.data_ptr(), tensor.stride(0), dtype, *place))
+        _pack(PackArgs(self.matrix.struct, tensor.data_ptr(), tensor.stride(0), dtype, *place, alone))
 
     def rows(self, start: int, stop: int) -> "Sink":
         """The sink of rows [start, stop) of these."""
@@ -214,10 +219,10 @@ class Both:
         """The sinks of rows [start, stop) of these."""
         return Both(self.first.rows(start, stop), self.second.rows(start, stop))
 
-    def fill(self, tensor: Tensor) -> None:
+    def fill(self, tensor: Tensor, alone: bool = False) -> None:
         """Fill both."""
-        self.first.fill(tensor)
-        self.second.fill(tensor)
+        self.first.fill(tensor, alone)
+        self.second.fill(tensor, alone)
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether filling in this tensor would change nothing in either."""
