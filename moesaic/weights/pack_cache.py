@@ -36,7 +36,7 @@ MAGIC = b"moepack1"
 PREFIX = 48  # bytes before the header
 PIECE = 16 << 20  # read or written at once
 READERS = 4
-SAMPLE_EVERY, SAMPLE = 1 << 20, 64  # what a checksum of a region looks at: it finds holes, not single bits
+SAMPLE_EVERY, SAMPLE = 1 << 16, 64  # what a checksum of a region looks at: it finds holes, not single bits
 FREE_BESIDE = 1 << 30  # disk space that is left alone
 ABANDONED_SECONDS = 3600  # a temporary file older than this belongs to nobody
 

@@ -26,7 +26,8 @@ def check_plan(plan: QuantizationPlan, parameters: Mapping[str, Target]) -> None
         ConfigError: they do not.
     """
     sinks = {name: _sinks(into)[0] for name, into in parameters.items() if _sinks(into)}
-    plan.check([*sinks, "lm_head"] if sinks else [])
+    if sinks:
+        plan.check([*sinks, "lm_head"])
     first: dict[int, str] = {}
     for name, sink in sinks.items():
         neighbour = first.setdefault(id(sink.matrix), name)

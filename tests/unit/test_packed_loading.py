@@ -269,8 +269,8 @@ def damage_magic(path):
 
 
 def damage_middle(path):
-    with open(path, "r+b") as file:  # a hole where a power failure kept the last pages from the disk
-        file.seek(-PAGE, os.SEEK_END)
+    with open(path, "r+b") as file:  # a hole where a power failure kept pages from the disk
+        file.seek(pack_cache._read_header(file)["begin"])
         file.write(b"\0" * PAGE)
 
 
