@@ -3,6 +3,8 @@
 import os
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import click
@@ -272,6 +274,37 @@ def serve(
         with serving.started_server(flags_of(args)) as url:
             figures = serving.serve_figures(Client(url, api_key, timeout), load, None, vocab_size or spec.vocab_size)
     report.report(figures, url, json_only)
+
+
+# name -> what it measures; each a module moesaic.entrypoints.bench.<name> with `figures(threads, runs) -> list[Figure]`
+WITHOUT_MODEL = {
+    "kernels": "The experts' kernel at every precision, beside the machine's limits.",
+    "attention": "Paged attention, beside the machine's limits.",
+}
+
+
+def _without_model(name: str, text: str) -> None:
+    """Add the command of a benchmark that needs no model."""
+
+    @size("--runs", 5, "runs that count; figures are their medians")
+    @click.option("--threads", type=POSITIVE, help="CPU threads; the physical cores by default")
+    @click.option("--json-only", is_flag=True, help="print no table, only the JSON lines")
+    def run(runs: int, threads: int | None, json_only: bool) -> None:
+        import torch
+
+        from moesaic.engine.resolve import physical_cores
+        from moesaic.entrypoints.bench import report
+
+        torch.set_num_threads(threads or physical_cores())
+        module = import_module(f"moesaic.entrypoints.bench.{name}")
+        report.report(module.figures(torch.get_num_threads(), runs), name, json_only)
+
+    command.command(name, help=text)(run)
+
+
+for _name, _text in WITHOUT_MODEL.items():
+    if find_spec(f"moesaic.entrypoints.bench.{_name}"):
+        _without_model(_name, _text)
 
 
 def flags_of(args: EngineArgs) -> list[str]:
