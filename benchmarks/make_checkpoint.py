@@ -78,10 +78,11 @@ END = "<|endoftext|>"
 LEARNED_VOCABULARY = 8000  # more merges than this cost time and change no figure; the rest of the ids are unused tokens
 
 
-def make(shape: str, folder: str | Path, seed: int = 0, **overrides: Any) -> Path:
+def make(shape: str, folder: str | Path, seed: int = 0, tokenizer: bool = True, **overrides: Any) -> Path:
     """Write a checkpoint of `shape` into `folder`, which is made: a layer at a time, so that memory for one is enough.
 
     Args:
+        tokenizer: write one too; it takes longer than a small model's weights.
         overrides: keys of transformers' config class, such as num_hidden_layers=2.
 
     Returns:
@@ -106,7 +107,8 @@ def make(shape: str, folder: str | Path, seed: int = 0, **overrides: Any) -> Pat
     config.architectures, config.dtype = [type(one).__name__], torch.bfloat16
     config.save_pretrained(path)
     one.generation_config.save_pretrained(path)
-    _tokenizer(config.vocab_size).save_pretrained(path)
+    if tokenizer:
+        _tokenizer(config.vocab_size).save_pretrained(path)
     return path
 
 

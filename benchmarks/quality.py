@@ -51,6 +51,8 @@ RANDOM_SIZES = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "head_dim": 64,
+    "num_experts": 16,
+    "num_local_experts": 16,
 }
 OUTLIERS = 0.001  # share of weights that are larger
 OUTLIER_FACTOR = 8.0
@@ -224,7 +226,7 @@ def make_random(shape_name: str, folder: Path) -> Path:
     from safetensors.torch import load_file, save_file
 
     known = SHAPES[shape_name][1]
-    make(shape_name, folder, **{key: value for key, value in RANDOM_SIZES.items() if key in known})
+    make(shape_name, folder, tokenizer=False, **{key: value for key, value in RANDOM_SIZES.items() if key in known})
     draw = torch.Generator().manual_seed(1)
     for file in folder.glob("*.safetensors"):
         tensors = load_file(file)
@@ -321,7 +323,13 @@ def main(
             for name in SHAPES:
                 path = str(make_random(name, Path(folder) / name))
                 case = f"random {name}"
-                run = compare(path, case, precisions, engine, lambda llm: measure_random(llm, count))
+                run = compare(
+                    path,
+                    case,
+                    precisions,
+                    engine | {"skip_tokenizer_init": True},
+                    lambda llm: measure_random(llm, count),
+                )
                 tables.append((case, run))
     else:
         run = compare(model, Path(model).name, precisions, engine, lambda llm: measure_embedded(llm, count))
