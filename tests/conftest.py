@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from moesaic.kernels.cpu.library import Unavailable, supported_isas
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -17,6 +19,24 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def _isas() -> list:
+    try:
+        return list(supported_isas())
+    except Unavailable as reason:
+        return [pytest.param("none", marks=pytest.mark.skip(str(reason)))]
+
+
+@pytest.fixture(params=_isas())
+def isa(request, monkeypatch):
+    """The instruction set whose kernels the test calls: each that the machine can run."""
+    from moesaic.kernels.cpu.calls import Kernel
+
+    monkeypatch.setenv("MOESAIC_ISA", request.param)
+    Kernel.forget()
+    yield request.param
+    Kernel.forget()
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,7 @@ def resolve(args: EngineArgs) -> Resolved:
     raw = read_config(path)
     architecture, spec = read_spec(path)
     device = _device(args.device)
-    dtype = args.dtype if args.dtype != "auto" else _auto_dtype(_checkpoint_dtype(raw), device)
+    dtype = args.dtype if args.dtype != "auto" else _auto_dtype(_checkpoint_dtype(raw), device, args.moe_backend)
     length = args.max_model_len or spec.max_position_embeddings
     if length > spec.max_position_embeddings:
         raise ConfigError(f"max_model_len {length} is longer than the model's {spec.max_position_embeddings} positions")
@@ -204,12 +204,13 @@ def _checkpoint_dtype(config: dict[str, Any]) -> str:
     return str(stated)
 
 
-def _auto_dtype(stated: str, device: str) -> str:
-    """The checkpoint's dtype, unless this CPU has no instructions for it: there torch's products in 16 bits are
-    several times slower than in float32."""
-    if device != "cpu" or stated == "float32" or (stated == "bfloat16" and describe() == "avx512_bf16"):
+def _auto_dtype(stated: str, device: str, backend: str) -> str:
+    """The checkpoint's dtype, unless plain torch computes on a CPU without instructions for it: there its products in
+    16 bits are several times slower than in float32. The C++ kernels are fast in all."""
+    isa = describe() if backend != "reference" else "unavailable"
+    if device != "cpu" or stated == "float32" or not isa.startswith("unavailable"):
         return stated
-    logger.info("dtype: the checkpoint's %s is slow on this CPU (%s), float32 is used", stated, describe())
+    logger.info("dtype: the checkpoint's %s is slow in plain torch on a CPU, float32 is used", stated)
     return "float32"
 
 

@@ -42,5 +42,5 @@ class MoE(Layer):
 
     def compute(self, tokens: Tensor, routing: Routing) -> Tensor:
         """The weighted sum of what each token's experts make of it, in k order: `[T, H]` -> `[T, H]`."""
-        out: Tensor = self._fused_moe(tokens, routing.ids, routing.weights, self.experts, self.spec.activation)
+        out: Tensor = self._fused_moe(tokens, routing.ids, routing.weights, self.experts.pages, self.spec.activation)
         return out

@@ -22,7 +22,6 @@ FAMILIES = {
     "attention": ("rope_table", "prepare_qkv", "plan_attention", "paged_attention"),
     "norms": ("rms_norm", "add_rms_norm", "gather_rows"),
     "router": ("route",),
-    "sampling": ("sample",),
 }
 FAMILY_OF = {op: family for family, ops in FAMILIES.items() for op in ops}
 

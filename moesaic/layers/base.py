@@ -84,19 +84,15 @@ class Layer(nn.Module):
         for name, child in self.named_children():
             yield from prefixed(name, child)
 
+    def own_weights(self) -> list[Any]:
+        """The parameters, plain or packed, that this layer holds itself."""
+        plain = [weight for weight in self._parameters.values() if weight is not None]
+        return plain + [weight for weight in vars(self).values() if isinstance(weight, PackedMatrix)]
+
     def weight_bytes(self) -> int:
-        """Memory of everything that loading fills, in the form in which it is kept."""
-        weights = {id(w): w.nbytes for module in self.modules() for w in _weights(module)}  # tied ones once
-        return sum(weights.values())
-
-
-def _weights(module: nn.Module) -> Iterator[Any]:
-    """The weights that a module itself holds."""
-    yield from (w for w in module._parameters.values() if w is not None)
-    yield from (w for w in vars(module).values() if isinstance(w, PackedMatrix))
-    yield from (
-        m for held in vars(module).values() if isinstance(held, list) for m in held if isinstance(m, PackedMatrix)
-    )
+        """Memory of the weights of this layer and those in it, in the form in which they are kept."""
+        layers = [module for module in self.modules() if isinstance(module, Layer)]
+        return sum({id(weight): weight.nbytes for layer in layers for weight in layer.own_weights()}.values())
 
 
 def prefixed(prefix: str, layer: nn.Module) -> NamedViews:

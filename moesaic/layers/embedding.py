@@ -60,8 +60,8 @@ class LMHead(Layer):
 
     def forward(self, hidden: Tensor, scale: float = 1.0) -> Tensor:
         """`[N, hidden]` -> `[N, vocab]` float32, times `scale`."""
-        logits: Tensor = self._linear(hidden, self.weight).float()
-        return logits if scale == 1.0 else logits * scale
+        logits: Tensor = self._linear(hidden, self.weight, scale=scale)
+        return logits.float()
 
     def named_views(self) -> NamedViews:
         if not self.tied:

@@ -34,7 +34,6 @@ def choose_backends(
         "attention": _unique(_attention_options(layer, block_size) for layer in spec.layers),
         "norms": [()],
         "router": _unique(_router_options(layer.ffn) for layer in spec.layers if isinstance(layer.ffn, MoESpec)),
-        "sampling": [()],
     }
     for family, asked in options.items():
         cases = [

@@ -15,6 +15,7 @@ import torch
 from moesaic.core.batch import Batch
 from moesaic.core.sampling_params import SamplingParams
 from moesaic.core.step import Advance, NewSequence, StepPlan
+from moesaic.worker.sampler import Sampler
 
 IntArray = npt.NDArray[np.int64]
 
@@ -30,8 +31,6 @@ class SequenceState:
     length: int
     num_blocks: int
     params: SamplingParams
-    stop_token_ids: list[int]
-    seed: int
     prompt_logprobs: int | None
 
 
@@ -44,6 +43,7 @@ class SequenceTable:
         # zeros come from untouched pages of the system: rows cost memory only as far as they are used
         self.tokens: IntArray = np.zeros((max_num_seqs, max_model_len + 1), dtype=np.int64)
         self.blocks: IntArray = np.zeros((max_num_seqs, -(-max_model_len // block_size) + 1), dtype=np.int64)
+        self.sampler = Sampler(self.tokens)
         self.states: dict[int, SequenceState] = {}
         self._free_rows = list(range(max_num_seqs))[::-1]
         self.singles = SingleTokens(self.blocks, min(max_num_seqs, MOST_REPLAYED)) if device == "cpu" else None
@@ -67,9 +67,8 @@ class SequenceTable:
         row = self._free_rows.pop()
         length = len(new.token_ids)
         self.tokens[row, :length] = new.token_ids
-        return SequenceState(
-            row, new.prompt_len, length, 0, new.params, new.stop_token_ids, new.seed, new.prompt_logprobs
-        )
+        self.sampler.learn(row, new.params, new.seed, new.prompt_len, new.stop_token_ids)
+        return SequenceState(row, new.prompt_len, length, 0, new.params, new.prompt_logprobs)
 
     def append(self, seq_id: int, token_id: int) -> None:
         """A sampled token becomes the sequence's next input."""

@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 from time import perf_counter
 
-import numpy as np
 import torch
 
 from moesaic.core.batch import Batch
 from moesaic.core.step import Advance, Sampled, StepPlan, StepResult
 from moesaic.layers.kv_cache import KVCache
 from moesaic.models.decoder import Decoder
-from moesaic.worker.inputs import SequenceState, SequenceTable, num_prompt_rows
+from moesaic.worker.inputs import SequenceTable, num_prompt_rows
 from moesaic.worker.recorded import RecordedStep
-from moesaic.worker.sampler import NOT_FINITE, SamplingRow, logprob_rows, sample
+from moesaic.worker.sampler import NOT_FINITE, logprob_rows
 
 
 class Runner:
@@ -38,9 +37,11 @@ class Runner:
         start = perf_counter()
         logits = self._logits(batch)  # [N, V] float32
         forward_seconds = perf_counter() - start
-        prompt_logprobs, sampling_rows = self._prompt_logprobs(plan.advance, logits)
-        if len(sampling_rows) < logits.shape[0]:
-            logits = logits[sampling_rows]
+        prompt_logprobs: dict[int, Sampled] = {}
+        if not batch.replayable:  # some row may predict a prompt token, or none
+            prompt_logprobs, sampling_rows = self._prompt_logprobs(plan.advance, logits)
+            if len(sampling_rows) < logits.shape[0]:
+                logits = logits[sampling_rows]
         sampled = self._sample([item.seq_id for item in plan.advance if item.samples], logits)
         return StepResult(_merge(plan.advance, sampled, prompt_logprobs), forward_seconds)
 
@@ -78,7 +79,7 @@ class Runner:
         states = [self.table.states[seq_id] for seq_id in seq_ids]
         wanted = [i for i, state in enumerate(states) if state.params.logprobs is not None]
         raw = logits[wanted] if wanted else None  # a copy: sampling changes logits in place
-        tokens = sample(_on_host(logits), [self._sampling_row(state) for state in states])
+        tokens = self.table.sampler.sample(logits, [state.row for state in states], [state.length for state in states])
         results = []
         for seq_id, token in zip(seq_ids, tokens, strict=True):
             if token is None:
@@ -92,17 +93,6 @@ class Runner:
             for i, logprobs in zip(wanted, logprob_rows(raw, chosen, counts), strict=True):
                 results[i].logprobs = logprobs
         return results
-
-    def _sampling_row(self, state: SequenceState) -> SamplingRow:
-        return SamplingRow(
-            state.params, state.seed, state.prompt_len, self.table.token_ids(state), state.stop_token_ids
-        )
-
-
-def _on_host(logits: torch.Tensor) -> "np.ndarray[tuple[int, int], np.dtype[np.float32]]":
-    """The logits as an array; on a CPU the same memory."""
-    array: np.ndarray[tuple[int, int], np.dtype[np.float32]] = logits.cpu().numpy()
-    return array
 
 
 def _merge(advance: list[Advance], sampled: list[Sampled], prompt: dict[int, Sampled]) -> list[Sampled]:

@@ -10,10 +10,16 @@ from moesaic.models.load import load_model
 BLOCK_SIZE = 4
 
 
-def load(path: str, dtype: str = "float32", load_format: str = "auto", seed: int = 0) -> Decoder:
+def load(path: str, dtype: str = "float32", load_format: str = "auto", seed: int = 0, backend: str = "auto") -> Decoder:
     """The model in folder `path`, on the CPU."""
     config = ModelConfig(
-        path=str(path), name="tiny", dtype=dtype, max_model_len=512, load_format=load_format, seed=seed
+        path=str(path),
+        name="tiny",
+        dtype=dtype,
+        max_model_len=512,
+        load_format=load_format,
+        seed=seed,
+        moe_backend=backend,
     )
     return load_model(config, "cpu", block_size=BLOCK_SIZE, progress=False)
 

@@ -1,5 +1,6 @@
 """Every family against transformers: the same logits in fp32, in batches and in chunks, on tiny random models.
 
+Every case runs on the best backend that serves here, a sample on the reference backend and on each instruction set.
 The measure is max |difference| over max |reference|, as everywhere; 1e-4 is what the project promises.
 Unwritten cache slots hold NaN throughout, so that anything read by mistake shows.
 """
@@ -72,14 +73,33 @@ def reference_logits(model, streams):
         return {i: model(torch.tensor([tokens])).logits[0] for i, tokens in streams.items()}
 
 
+SAMPLE = ("mixtral window", "qwen3_moe dense layers", "olmoe clipped", "granitemoe biases", "llama rope yarn")
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_logits(case, tmp_path):
+    check_logits(case, tmp_path)
+
+
+@pytest.mark.parametrize("case", SAMPLE)
+def test_logits_of_the_reference_backend(case, tmp_path):
+    check_logits(case, tmp_path, backend="reference")
+
+
+@pytest.mark.parametrize("case", SAMPLE)
+@pytest.mark.usefixtures("isa")
+def test_logits_on_each_instruction_set(case, tmp_path):
+    check_logits(case, tmp_path, backend="cpu")
+
+
+def check_logits(case, tmp_path, backend="auto"):
+    """The model's logits in batches and in chunks are those of transformers."""
     family, options = CASES[case]
     reference = tiny_reference(family, **options)
     reference.save_pretrained(tmp_path)
     streams = random_streams()
     expected = reference_logits(reference, streams)
-    model = load(tmp_path)
+    model = load(tmp_path, backend=backend)
     assert model.spec.num_parameters == sum(p.numel() for p in reference.parameters())
     for name, chunks in CHUNKS.items():
         logits = Driver(model).run(streams, chunks)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from moesaic.kernels.cpu.packed import PackedMatrix
 from moesaic.layers.rope import inverse_frequencies
 from tests.parity.driver import Driver, load, relative_difference
 from tests.parity.test_families import LLAMA3, YARN, random_streams
@@ -65,12 +66,17 @@ def norm_eps(model):
 
 def swap_gate_and_up(model):
     for layer in model.layers:
-        layer.mlp.experts.gate_up.data = layer.mlp.experts.gate_up.data.roll(layer.mlp.spec.intermediate_size, 1)
+        pages = layer.mlp.experts.pages
+        for slot, packed in enumerate(pages.gate_up):
+            swapped = PackedMatrix.of(
+                packed.unpack().roll(layer.mlp.spec.intermediate_size, 0), packed.format, gated=True
+            )
+            pages.place(slot, swapped, pages.down[slot])
 
 
 def shift_page_table(model):
     for layer in model.layers:
-        layer.mlp.experts.slot_of = layer.mlp.experts.slot_of.roll(1)
+        layer.mlp.experts.slot_of.copy_(layer.mlp.experts.slot_of.roll(1))
 
 
 CASES = {

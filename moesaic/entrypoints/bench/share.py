@@ -14,6 +14,7 @@ from moesaic.engine.llm_engine import LLMEngine
 from moesaic.entrypoints.bench.floor import Formats, Work, floor_seconds
 from moesaic.entrypoints.bench.limits import GIGA, Stream, gemm_kind, gemm_peak
 from moesaic.entrypoints.bench.report import Figure
+from moesaic.experts.store import ExpertPages
 from moesaic.kernels.cpu.packed import PackedMatrix
 
 DTYPE_KINDS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
@@ -30,18 +31,18 @@ def formats_of(engine: LLMEngine) -> Formats:
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
         place = last if last in PLACES else "dense"
-        held = getattr(module, "gate_up" if place == "experts" else "weight", None)
+        held = module.pages.gate_up if isinstance(module, ExpertPages) else getattr(module, "weight", None)
         matrix = held[0] if isinstance(held, list) else held
         if isinstance(matrix, PackedMatrix) and place not in seen and last != "embed":
             seen.add(place)
             found[place] = matrix.format
-    layer, cache = model.spec.layers[0], model.cache_specs()[0]
+    layer, cache, block_size = model.spec.layers[0], model.cache_specs()[0], engine.engine.info.block_size
     return Formats(
         experts=found["experts"],
         dense=found["dense"],
         head=found["lm_head"],
         router=found["router"],
-        kv_bytes=cache.bytes_per_token / (2 * layer.attention.kv_size),
+        kv_bytes=cache.bytes_per_block(block_size) / (block_size * 2 * layer.attention.kv_size),
     )
 
 

@@ -7,16 +7,21 @@ from collections.abc import Callable
 
 from moesaic.kernels.cpu.attention import paged_attention, plan_attention, prepare_qkv, rope_table, rotate, write_kv
 from moesaic.kernels.cpu.library import Unavailable, isa
+from moesaic.kernels.cpu.matmul import ACTIVATIONS, activated_linear, fused_moe, gated_linear, linear
 from moesaic.kernels.cpu.norm import add_layer_norm, add_rms_norm, embed, gather_rows, layer_norm, rms_norm
 from moesaic.kernels.cpu.router import route
 from moesaic.kernels.registry import Case
 
 __all__ = [
+    "activated_linear",
     "add_layer_norm",
     "add_rms_norm",
     "embed",
+    "fused_moe",
+    "gated_linear",
     "gather_rows",
     "layer_norm",
+    "linear",
     "paged_attention",
     "plan_attention",
     "prepare_qkv",
@@ -44,6 +49,13 @@ def supports(case: Case) -> str | None:
     return _CHECKS[case.family](case) if case.family in _CHECKS else f"{case.family} is not implemented"
 
 
+def _matrices(case: Case) -> str | None:
+    if case.weights not in ("torch.float32", "torch.bfloat16", "torch.float16"):
+        return f"weights in {case.weights} are not packed"
+    activation = case.option("activation")
+    return None if activation in ACTIVATIONS else f"no kernel for the activation {activation!r}"
+
+
 def _norms(case: Case) -> str | None:
     return None
 
@@ -59,6 +71,7 @@ def _attention(case: Case) -> str | None:
 
 _CHECKS: dict[str, Callable[[Case], str | None]] = {
     "attention": _attention,
+    "matrices": _matrices,
     "norms": _norms,
     "router": _router,
 }
