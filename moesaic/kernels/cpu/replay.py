@@ -110,6 +110,11 @@ class Recorder(TorchDispatchMode):
         self.cuts: list[int] = []
         self._buffers = Buffers()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: to say that it must not be compiled, torch would import its compiler, which takes seconds."""
+        return False
+
     def record(self, kernel: Kernel, arguments: ctypes.Structure) -> None:
         """Keep a copy of the arguments that counts the shared rows."""
         kind = type(arguments)
