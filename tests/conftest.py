@@ -28,7 +28,10 @@ def _isas() -> list:
         return [pytest.param("none", marks=pytest.mark.skip(str(reason)))]
 
 
-@pytest.fixture(params=_isas())
+ISAS = _isas()
+
+
+@pytest.fixture(params=ISAS)
 def isa(request, monkeypatch):
     """The instruction set whose kernels the test calls: each that the machine can run."""
     from moesaic.kernels.cpu.calls import Kernel

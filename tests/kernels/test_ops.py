@@ -11,7 +11,7 @@ import torch
 import moesaic
 from moesaic import ops
 from moesaic.kernels.cpu.calls import Kernel
-from tests.kernels.conftest import ISAS
+from tests.conftest import ISAS
 
 
 @pytest.fixture(params=["torch", *ISAS])
