@@ -24,9 +24,9 @@ MODELS = (MINI, "granite-1b-a400m", "olmoe-1b-7b")
 # name -> flags of the engine, GGUF file of the same bits
 PRECISIONS: dict[str, tuple[list[str], str]] = {
     "bfloat16": (["--dtype", "bfloat16"], "bf16"),
-    "w8a16": (["--quantization", "w8a16"], "q8_0"),
-    "w4a16": (["--quantization", "w4a16"], "q4_0"),
-    "w8a8": (["--quantization", "w8a8"], "q8_0"),
+    "w8a16": (["--dtype", "bfloat16", "--quantization", "w8a16"], "q8_0"),
+    "w4a16": (["--dtype", "bfloat16", "--quantization", "w4a16"], "q4_0"),
+    "w8a8": (["--dtype", "bfloat16", "--quantization", "w8a8"], "q8_0"),
 }
 SECTIONS = ("kernels", "model", "overhead", "neighbour", "start", "quality", "peers")
 
@@ -110,8 +110,7 @@ def _peers(setting: Setting) -> Iterator[Unit]:
     for precision, cases in parts.items():
         flags, bits = PRECISIONS[precision]
         gguf = setting.folder / "gguf" / f"{MINI}-{bits}.gguf"
-        command = [sys.executable, "-m", "benchmarks.peers", "--model", setting.model(MINI), "--dtype", "bfloat16"]
-        command += flags if flags[0] == "--quantization" else []
+        command = [sys.executable, "-m", "benchmarks.peers", "--model", setting.model(MINI), *flags]
         w8a8 = setting.folder / f"{MINI}-w8a8"
         command += ["--gguf", str(gguf)] if gguf.exists() else []
         command += ["--w8a8", str(w8a8)] if w8a8.exists() else []
