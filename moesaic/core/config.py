@@ -24,6 +24,7 @@ class ModelConfig:
         quantization_config: exceptions, `pattern=format` by commas; "" for none (weights/quantization.py).
         pack_cache: folder where packed weights are kept for the next start, or None.
         force_pack_cache: keep them even where packing them anew takes no time to speak of.
+        moe_block_size: the most rows of an expert in one block of work; 0 leaves it to the kernels.
     """
 
     path: str
@@ -38,6 +39,7 @@ class ModelConfig:
     quantization_config: str = ""
     pack_cache: str | None = None
     force_pack_cache: bool = False
+    moe_block_size: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

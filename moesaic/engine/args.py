@@ -68,6 +68,12 @@ class EngineArgs:
         "~/.cache/moesaic (or MOESAIC_CACHE) where packing takes time: for quantised models; off keeps none",
         metavar="auto|off|DIR",
     )
+    enable_moe_block_align: bool = arg(
+        False, "take an expert's rows in blocks of one size, 64 or the next flag's; the results are the same"
+    )
+    moe_block_size: int | None = arg(
+        None, "rows of an expert in a block, a power of 2 up to 1024; else MOESAIC_MOE_BLOCK_SIZE, else as kernels like"
+    )
     enforce_eager: bool = arg(False, "record no decode step to replay it; the results are the same, slower")
     max_model_len: int | None = arg(None, "tokens of one sequence, prompt and output; the model's own by default")
     max_num_seqs: int = arg(256, "sequences that run at once")

@@ -17,6 +17,8 @@ from moesaic.weights.quantization import parse_exceptions
 logger = get_logger(__name__)
 EMBEDDED_PATH = Path(__file__).parent.parent / "embedded" / EMBEDDED_MODEL
 HUB_SECONDS = 10.0
+BLOCK_SIZE_VARIABLE = "MOESAIC_MOE_BLOCK_SIZE"
+DEFAULT_MOE_BLOCK, MOST_MOE_BLOCK = 64, 1024
 ONE_THREAD_PARAMETERS = 16_000_000
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 UNITS = {
@@ -68,11 +70,27 @@ def check_args(args: EngineArgs) -> None:
             f"quantization_group_size must be 32, 64, 128, or 0 for a whole row, got {args.quantization_group_size!r}"
         )
     parse_exceptions(args.quantization_config)
+    moe_block_size(args)
 
 
 def _at_least_one(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def moe_block_size(args: EngineArgs) -> int:
+    """Rows of an expert in a block: what the flag says, else the environment, else 64 where blocks are asked for;
+    0 leaves it to the kernels. Raises ConfigError unless it is a power of 2 up to 1024."""
+    value: Any = args.moe_block_size
+    name, text = "moe_block_size", os.environ.get(BLOCK_SIZE_VARIABLE, "").strip()
+    if value is None and text:
+        name, value = BLOCK_SIZE_VARIABLE, int(text) if text.isdecimal() else text
+    if value is None:
+        return DEFAULT_MOE_BLOCK if args.enable_moe_block_align else 0
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or not 1 <= value <= MOST_MOE_BLOCK or value & (value - 1):
+        raise ConfigError(f"{name} must be a power of 2 from 1 to {MOST_MOE_BLOCK}, got {value!r}")
+    return value
 
 
 def parse_size(text: str | int | None) -> int | None:
@@ -116,6 +134,7 @@ def resolve(args: EngineArgs) -> Resolved:
             quantization_config=args.quantization_config or "",
             pack_cache=_pack_cache(args.pack_cache),
             force_pack_cache=args.pack_cache not in ("auto", "off"),
+            moe_block_size=moe_block_size(args),
         ),
         cache=CacheConfig(
             block_size=args.block_size,

@@ -27,6 +27,7 @@ class MoE(Layer):
         self.experts = ExpertPages(ctx.under("experts"), spec, hidden_size)
         self.dispatcher = LocalDispatch()
         self._choose = TopKRouter(ctx)
+        self._block_size = ctx.moe_block_size
         self._fused_moe = ctx.kernel("fused_moe")
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -42,5 +43,12 @@ class MoE(Layer):
 
     def compute(self, tokens: Tensor, routing: Routing) -> Tensor:
         """The weighted sum of what each token's experts make of it, in k order: `[T, H]` -> `[T, H]`."""
-        out: Tensor = self._fused_moe(tokens, routing.ids, routing.weights, self.experts.pages, self.spec.activation)
+        out: Tensor = self._fused_moe(
+            tokens,
+            routing.ids,
+            routing.weights,
+            self.experts.pages,
+            self.spec.activation,
+            block_size=self._block_size,
+        )
         return out

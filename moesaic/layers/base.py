@@ -27,6 +27,7 @@ class BuildContext:
         group: the ranks that share each layer.
         backends: who computes each family of operations.
         formats: how a weight is packed, by its canonical name; None for plain floating-point numbers of `dtype`.
+        moe_block_size: the most rows of an expert in one block of work; 0 leaves it to the kernels.
         prefix: canonical name of the layer being built, with a dot at its end; the model's own is empty.
         memory: where packed matrices lie, together, so that huge pages are full.
     """
@@ -36,6 +37,7 @@ class BuildContext:
     group: ProcessGroup = SINGLE
     backends: Mapping[str, str] = field(default_factory=lambda: REFERENCE)
     formats: Callable[[str], WeightFormat] | None = None
+    moe_block_size: int = 0
     prefix: str = ""
     memory: Arenas = field(default_factory=Arenas)
 

@@ -63,7 +63,10 @@ def load_model(config: ModelConfig, device: str, block_size: int = 16, progress:
             f"quantised weights need the C++ kernels, but {backends['matrices']} ones compute here, for the reason in "
             "the log: leave --quantization and --quantization-config out"
         )
-    model = Decoder(spec, BuildContext(where, dtype, backends=backends, formats=plan.format_of))
+    model = Decoder(
+        spec,
+        BuildContext(where, dtype, backends=backends, formats=plan.format_of, moe_block_size=config.moe_block_size),
+    )
     parameters = dict(model.named_views())
     check_plan(plan, parameters)
     if source is None:

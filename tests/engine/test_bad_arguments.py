@@ -31,6 +31,9 @@ from moesaic.engine.resolve import find_model, parse_size, resolve
         ({"quantization_group_size": 48}, "quantization_group_size must be 32, 64, 128, or 0"),
         ({"quantization_config": "lm_head"}, "cannot read .*say pattern=format"),
         ({"quantization_config": '{"lm_head": 8}'}, "cannot read"),
+        ({"moe_block_size": 48}, "moe_block_size must be a power of 2 from 1 to 1024, got 48"),
+        ({"moe_block_size": 2048}, "moe_block_size must be a power of 2"),
+        ({"moe_block_size": 0}, "moe_block_size must be a power of 2"),
     ],
     ids=str,
 )
