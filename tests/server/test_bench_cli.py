@@ -77,7 +77,7 @@ def test_latency_is_set_against_its_floor(bench) -> None:
     lines = bench("latency", *SIZES["latency"], "--runs", "1", "--json-only").stdout.splitlines()
     figures = {f["metric"]: f for f in map(json.loads, lines)}
     assert figures["decode_step"]["baseline"] > 0 and figures["time_to_first_token"]["baseline"] > 0
-        assert figures["decode_share"]["value"] == pytest.approx(1 / figures["decode_step"]["ratio"], rel=1e-4)
+    assert figures["decode_share"]["value"] == pytest.approx(1 / figures["decode_step"]["ratio"], rel=1e-4)
 
 
 def test_overhead_is_a_part_of_the_step(bench) -> None:
