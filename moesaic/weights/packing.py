@@ -13,9 +13,9 @@ def packed_matrices(parameters: Mapping[str, Target]) -> tuple[list[tuple[str, P
     found: dict[int, tuple[str, PackedMatrix]] = {}
     names = set()
     for name, into in parameters.items():
-        for sink in _sinks(into):
+        for sink, suffix in zip(_sinks(into), ("", ".twin"), strict=False):
             names.add(name)
-            found.setdefault(id(sink.matrix), (name, sink.matrix))
+            found.setdefault(id(sink.matrix), (name + suffix, sink.matrix))
     return list(found.values()), names
 
 
