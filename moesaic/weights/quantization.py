@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cache, cached_property
 
 from moesaic.core.config import DType
 from moesaic.core.errors import ConfigError, nearest, unknown_name
@@ -133,10 +133,15 @@ class QuantizationPlan:
 
 def fits(pattern: str, name: str) -> bool:
     """Whether `pattern` means a name, or what it lies under: `lm_head`, `layers.*.mlp`, `layers.0-3.**.down`."""
-    return _fits(pattern.removesuffix(".weight").split("."), name.split("."))
+    return _fits(_parts(pattern), tuple(name.split(".")))
 
 
-def _fits(pattern: list[str], name: list[str]) -> bool:
+@cache
+def _parts(pattern: str) -> tuple[str, ...]:
+    return tuple(pattern.removesuffix(".weight").split("."))
+
+
+def _fits(pattern: tuple[str, ...], name: tuple[str, ...]) -> bool:
     if not pattern:
         return True
     if pattern[0] == "**":
@@ -144,6 +149,7 @@ def _fits(pattern: list[str], name: list[str]) -> bool:
     return bool(name) and _part_fits(pattern[0], name[0]) and _fits(pattern[1:], name[1:])
 
 
+@cache  # thousands of experts share a few parts
 def _part_fits(pattern: str, part: str) -> bool:
     numbers = re.fullmatch(r"(\d+)-(\d+)", pattern)
     if numbers and part.isdecimal():
