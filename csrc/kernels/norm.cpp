@@ -27,6 +27,10 @@ MOESAIC_INLINE float sum_row(const float* x, int64_t n, float pad, const Map& ma
     return reduce_add(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
 }
 
+// Some lanes of memory; all of them where n is W, which the loop below makes known (masked stores are slow).
+MOESAIC_INLINE Vec get(const float* p, int n) { return n == W ? load(p) : load_n(p, n); }
+MOESAIC_INLINE void put(float* p, Vec v, int n) { n == W ? store(p, v) : store_n(p, v, n); }
+
 // Calls body(offset, lanes) over a row; lanes is W but for the last vector.
 template <class Body>
 MOESAIC_INLINE void each_vector(int64_t n, const Body& body) {
@@ -37,14 +41,14 @@ MOESAIC_INLINE void each_vector(int64_t n, const Body& body) {
 
 void add_row(float* x, const float* delta, float alpha, int64_t n) {
     const Vec factor = set1(alpha);
-    each_vector(n, [&](int64_t i, int m) { store_n(x + i, fma(load_n(delta + i, m), factor, load_n(x + i, m)), m); });
+    each_vector(n, [&](int64_t i, int m) { put(x + i, fma(get(delta + i, m), factor, get(x + i, m)), m); });
 }
 
 void rms_row(const moesaic_norm_args& a, const float* x, float* out) {
     const float squares = sum_row(x, a.size, 0.0f, [](Vec v) { return mul(v, v); });
     const Vec factor = set1(1.0f / std::sqrt(squares / float(a.size) + a.eps));
     each_vector(a.size, [&](int64_t i, int m) {
-        store_n(out + i, mul(mul(load_n(x + i, m), factor), load_n(a.weight + i, m)), m);
+        put(out + i, mul(mul(get(x + i, m), factor), get(a.weight + i, m)), m);
     });
 }
 
@@ -54,9 +58,9 @@ void layer_row(const moesaic_norm_args& a, const float* x, float* out) {
     const float squares = sum_row(x, a.size, mean, [&](Vec v) { return mul(sub(v, centre), sub(v, centre)); });
     const Vec factor = set1(1.0f / std::sqrt(squares / float(a.size) + a.eps));
     each_vector(a.size, [&](int64_t i, int m) {
-        const Vec unit = mul(sub(load_n(x + i, m), centre), factor);
-        const Vec bias = a.bias != nullptr ? load_n(a.bias + i, m) : zero();
-        store_n(out + i, fma(unit, load_n(a.weight + i, m), bias), m);
+        const Vec unit = mul(sub(get(x + i, m), centre), factor);
+        const Vec bias = a.bias != nullptr ? get(a.bias + i, m) : zero();
+        put(out + i, fma(unit, get(a.weight + i, m), bias), m);
     });
 }
 

@@ -5,6 +5,7 @@
 // valid and name no expert twice, and a weight that is NaN goes its way to the logits, where sampling reports it.
 #include "../abi/router.h"
 
+#include <algorithm>
 #include <limits>
 
 #include "../common/compare.h"
@@ -114,8 +115,8 @@ void prepare_choice(const moesaic_route_args& a, const float* given, const Scrat
 float group_score(const float* choice, int64_t n, bool by_max) {
     float best = -INF, second = -INF;
     for (int64_t i = 0; i < n; ++i) {
-        second = std::fmax(second, std::fmin(best, choice[i]));
-        best = std::fmax(best, choice[i]);
+        second = std::max(second, std::min(best, choice[i]));
+        best = std::max(best, choice[i]);
     }
     return comparable(by_max || n == 1 ? best : best + second);
 }

@@ -206,12 +206,16 @@ def logprob_rows(logits: torch.Tensor, token_ids: list[int], counts: list[int]) 
     own = torch.tensor(token_ids, device=logits.device)[:, None]
     own_logprobs = logprobs.gather(1, own)[:, 0].tolist()
     ranks = ((logits > logits.gather(1, own)).sum(dim=-1) + 1).tolist()
-    best = logits.sort(dim=-1, descending=True, stable=True).indices[:, : max(counts)]
-    values, ids = logprobs.gather(1, best).tolist(), best.tolist()
-    return [
-        logprob_row(token_ids[i], own_logprobs[i], ranks[i], ids[i][:count], values[i][:count])
-        for i, count in enumerate(counts)
-    ]
+    most = min(max(counts), logits.shape[-1])
+    least = logits.topk(most, dim=-1).values[:, -1] if most else None
+    rows = []
+    for i, count in enumerate(counts):
+        best: list[int] = []
+        if least is not None:
+            reaching = (logits[i] >= least[i]).nonzero()[:, 0]  # topk promises no order of equals, a stable sort does
+            best = reaching[logits[i, reaching].argsort(descending=True, stable=True)][:count].tolist()
+        rows.append(logprob_row(token_ids[i], own_logprobs[i], ranks[i], best, logprobs[i, best].tolist()))
+    return rows
 
 
 def logprob_row(token: int, logprob: float, rank: int, best: list[int], values: list[float]) -> LogprobRow:
