@@ -99,8 +99,8 @@ public:
 
 private:
     // Keys that row r of the tile sees: [low, high).
-    int64_t high(int64_t r) const { return w_->position(first_row_ + r, c_.group) + 1; }
-    int64_t low(int64_t r) const { return c_.a.window > 0 ? std::max<int64_t>(0, high(r) - c_.a.window) : 0; }
+    int64_t high(int64_t r) const { return high_[r]; }
+    int64_t low(int64_t r) const { return c_.a.window > 0 ? std::max<int64_t>(0, high_[r] - c_.a.window) : 0; }
 
     // All splits, merged one after the other.
     void whole() {
@@ -132,6 +132,7 @@ private:
             const int64_t row = first_row_ + r, token = w_->first_query + row / c_.group;
             const float* q = c_.a.query + (token * c_.a.heads + head_ * c_.group + row % c_.group) * c_.dim;
             A* out = query_ + r * lda_;
+            high_[r] = w_->position(row, c_.group) + 1;
             if constexpr (Tile::DOT) {
                 for (int64_t i = 0; i < lda_; ++i) {
                     const float odd = 2 * i + 1 < c_.dim ? q[2 * i + 1] * c_.a.scale : 0.0f;
@@ -155,6 +156,12 @@ private:
     // Add keys [begin, end) of the chunk at `base`; the unit goes on to `last`.
     void chunk(int64_t base, int64_t begin, int64_t end, int64_t last) {
         base_ = base, begin_ = begin, end_ = end;
+        num_groups_ = 0;
+        for (int64_t r = 0; r < rows_; r += ROWS) {
+            Group g{r, int(std::min<int64_t>(ROWS, rows_ - r)), 0, 0};
+            seen(r, g.rows, g.from, g.to);
+            if (g.from < g.to) groups_[num_groups_++] = g;
+        }
         const bool wide = rows_ > FEW_ROWS || c_.a.cache.latent;
         for (int64_t t = (begin - base) / TILE; base + t * TILE < end; ++t) {
             tiles_[t] = tile_at(base + t * TILE, gathered_ + t * c_.tile.tile_bytes);
@@ -183,7 +190,7 @@ private:
         const int64_t size = c_.a.cache.block_size;
         const char* data = static_cast<const char*>(c_.a.cache.data);
         if (c_.native) {
-            const int64_t block = token / size;
+            const int64_t block = uint32_t(token) / uint32_t(size);
             return data + table_[block] * c_.layout.block_bytes + head_ * c_.layout.head_bytes +
                    (token - block * size) / TILE * c_.layout.tile_bytes;
         }
@@ -224,25 +231,14 @@ private:
         to = std::min(end_, high(r + n - 1)) - base_;
     }
 
-    // Calls body(first row, rows, from, to) for rows that are computed together and see part of the chunk.
-    template <class Body>
-    MOESAIC_INLINE void for_rows(const Body& body) const {
-        for (int64_t r = 0; r < rows_; r += ROWS) {
-            const int64_t n = std::min<int64_t>(ROWS, rows_ - r);
-            int64_t from, to;
-            seen(r, n, from, to);
-            if (from < to) body(r, int(n), from, to);
-        }
-    }
-
     // ---- scores ----
 
     void score() {
         for (int64_t t = (begin_ - base_) / TILE; base_ + t * TILE < end_; ++t) {
             const char* ahead = c_.a.cache.latent ? tiles_[t] : reinterpret_cast<const char*>(values(t));
-            for_rows([&](int64_t r, int n, int64_t, int64_t) {
-                multiply<Tile>(n, query_ + r * lda_, lda_, keys(t), lda_, scores_ + r * CHUNK + t * TILE, CHUNK, false,
-                               ahead);
+            for_groups([&](const Group& g) {
+                const Segment<Tile> segment{query_ + g.row * lda_, keys(t), lda_, ahead};
+                multiply<Tile, true>(g.rows, &segment, 1, lda_, scores_ + g.row * CHUNK + t * TILE, CHUNK, false);
             });
         }
     }
@@ -257,10 +253,10 @@ private:
                 tile = wide_keys_ + t * TILE * c_.dim;
             }
             widen_values(t, tile);
-            for_rows([&](int64_t r, int n, int64_t from, int64_t to) {
-                if (to <= t * TILE || from >= (t + 1) * TILE) return;
-                multiply<Wide>(n, query_ + r * lda_, lda_, tile, lda_, scores_ + r * CHUNK + t * TILE, CHUNK, false,
-                               reinterpret_cast<const char*>(tile));
+            for_groups([&](const Group& g) {
+                if (g.to <= t * TILE || g.from >= (t + 1) * TILE) return;
+                const Segment<Wide> segment{query_ + g.row * lda_, tile, lda_};
+                multiply<Wide, false>(g.rows, &segment, 1, lda_, scores_ + g.row * CHUNK + t * TILE, CHUNK, false);
             });
         }
     }
@@ -268,8 +264,8 @@ private:
     void weigh_rows() {
         const bool codes = c_.tile.kind == MOESAIC_KV_INT8;
         const Scores how{codes ? key_scales_ : nullptr, codes ? value_scales_ : nullptr, c_.a.softcap};
-        for_rows([&](int64_t r0, int n, int64_t, int64_t) {
-            for (int64_t r = r0; r < r0 + n; ++r) {
+        for_groups([&](const Group& g) {
+            for (int64_t r = g.row; r < g.row + g.rows; ++r) {
                 int64_t from, to;
                 seen(r, 1, from, to);
                 float* s = scores_ + r * CHUNK;
@@ -301,23 +297,28 @@ private:
     // ---- values ----
 
     void mix(bool more) {
-        for (int64_t t = (begin_ - base_) / TILE; base_ + t * TILE < end_; ++t) {
-            const int64_t tokens = std::min<int64_t>(TILE, end_ - base_ - t * TILE);
-            const T* tile = values(t);
-            if (Tile::DOT && tokens % 2) tile = reinterpret_cast<const T*>(without_partner(tile, tokens));
-            const char* ahead = reinterpret_cast<const char*>(tile);
-            if (more && c_.native && base_ + CHUNK + t * TILE < w_->tokens) {
-                ahead = tile_at(base_ + CHUNK + t * TILE, nullptr);
-            }
-            for (int64_t column = 0; column < c_.columns; column += TILE) {
-                const int64_t at = column * TILE * int64_t(sizeof(T));
-                for_rows([&](int64_t r, int n, int64_t from, int64_t to) {
-                    if (to <= t * TILE || from >= (t + 1) * TILE) return;
-                    multiply<Tile>(n, weights(r) + t * TILE / PAIR, CHUNK / PAIR, tile + column * TILE,
-                                   (tokens + PAIR - 1) / PAIR, state_.acc + r * c_.columns + column, c_.columns, true,
-                                   ahead + at);
-                });
-            }
+        const int64_t first = (begin_ - base_) / TILE;
+        const T* tiles[TILES];
+        const char* ahead[TILES];
+        int64_t sizes[TILES];
+        for (int64_t t = first; base_ + t * TILE < end_; ++t) {
+            sizes[t] = std::min<int64_t>(TILE, end_ - base_ - t * TILE);
+            tiles[t] = values(t);
+            if (Tile::DOT && sizes[t] % 2) tiles[t] = reinterpret_cast<const T*>(without_partner(tiles[t], sizes[t]));
+            const bool follows = more && c_.native && base_ + CHUNK + t * TILE < w_->tokens;
+            ahead[t] = follows ? tile_at(base_ + CHUNK + t * TILE, nullptr) : reinterpret_cast<const char*>(tiles[t]);
+        }
+        for (int64_t column = 0; column < c_.columns; column += TILE) {
+            for_groups([&](const Group& g) {
+                Segment<Tile> segments[TILES];
+                int count = 0;
+                for (int64_t t = std::max(first, g.from / TILE); t * TILE < g.to; ++t) {
+                    segments[count++] = {weights(g.row) + t * TILE / PAIR, tiles[t] + column * TILE,
+                                         (sizes[t] + PAIR - 1) / PAIR, ahead[t] + column * TILE * int64_t(sizeof(T))};
+                }
+                multiply<Tile, true>(g.rows, segments, count, CHUNK / PAIR, state_.acc + g.row * c_.columns + column,
+                                     c_.columns, true);
+            });
         }
     }
 
@@ -361,13 +362,12 @@ private:
 
     void mix_wide() {
         for (int64_t column = 0; column < c_.columns; column += TILE) {
-            const U* stripe = wide_values_ + column * CHUNK;
-            for_rows([&](int64_t r, int n, int64_t from, int64_t to) {
-                const int64_t start = from / TILE * TILE;
-                const U* values = stripe + start * TILE;
-                multiply<Wide>(n, weights(r) + start / PAIR, CHUNK / PAIR, values, (to - start + PAIR - 1) / PAIR,
-                               state_.acc + r * c_.columns + column, c_.columns, true,
-                               reinterpret_cast<const char*>(values));
+            for_groups([&](const Group& g) {
+                const int64_t start = g.from / TILE * TILE;
+                const Segment<Wide> segment{weights(g.row) + start / PAIR, wide_values_ + (column * CHUNK + start * TILE),
+                                            (g.to - start + PAIR - 1) / PAIR};
+                multiply<Wide, false>(g.rows, &segment, 1, CHUNK / PAIR, state_.acc + g.row * c_.columns + column,
+                                      c_.columns, true);
             });
         }
     }
@@ -405,9 +405,23 @@ private:
     const SequenceWork* w_ = nullptr;
     const int64_t* table_ = nullptr;
     int64_t head_ = 0, first_row_ = 0, rows_ = 0;
+    int64_t high_[MAX_ROWS];  // of each row, one beyond the last key that it sees
     State state_{};
 
-    // The chunk.
+    // The chunk, and the groups of rows that are computed together and see part of it.
+    struct Group {
+        int64_t row;
+        int rows;
+        int64_t from, to;  // what some of them sees, from the chunk's beginning
+    };
+
+    template <class Body>
+    MOESAIC_INLINE void for_groups(const Body& body) const {
+        for (int i = 0; i < num_groups_; ++i) body(groups_[i]);
+    }
+
+    Group groups_[MAX_ROWS / 6 + 1] = {};
+    int num_groups_ = 0;
     int64_t base_ = 0, begin_ = 0, end_ = 0;
     const char* tiles_[TILES] = {};
 };

@@ -80,7 +80,8 @@ inline float weigh(float* s, int64_t begin, int64_t end, int64_t width, const Sc
     }
     const float before = max;
     max = reduce_max(top);
-    Vec total = mul(load(sum), set1(exp_of(before - max)));
+    const float factor = before == max ? 1.0f : exp_of(before - max);
+    Vec total = mul(load(sum), set1(factor));
     int64_t i = 0;
     for (; i < first; i += W) store(s + i, zero());
     for (; i < end; i += W) {
@@ -96,7 +97,7 @@ inline float weigh(float* s, int64_t begin, int64_t end, int64_t width, const Sc
     }
     for (; i < width; i += W) store(s + i, zero());
     store(sum, total);
-    return exp_of(before - max);
+    return factor;
 }
 
 }  // namespace moesaic

@@ -102,33 +102,49 @@ using TileBf16 = TileBf16Dot;
 using TileBf16 = TileBf16Pairs;
 #endif
 
-// c[N rows][16] = (accumulate ? c : 0) + a[N][n] * b, and meanwhile fetch as many bytes at `ahead` as are read of b.
-template <class Tile, int N>
-MOESAIC_INLINE void multiply_rows(const typename Tile::A* a, int64_t lda, const typename Tile::T* b, int64_t n, float* c,
-                                  int64_t ldc, bool accumulate, const char* ahead) {
+// n numbers of a row of a, n steps of b. Meanwhile as many bytes are fetched at `ahead` as are read of b.
+template <class Tile>
+struct Segment {
+    const typename Tile::A* a;
+    const typename Tile::T* b;
+    int64_t n;
+    const char* ahead = nullptr;
+};
+
+// c[N rows][16] = (accumulate ? c : 0) + the products of all segments, one after the other.
+template <class Tile, int N, bool FETCH>
+MOESAIC_INLINE void multiply_rows(const Segment<Tile>* segments, int count, int64_t lda, float* c, int64_t ldc,
+                                  bool accumulate) {
     constexpr int64_t STEP_BYTES = TILE * sizeof(typename Tile::T) * (Tile::COUNT == 2 || Tile::DOT ? 2 : 1);
     Vec sum[N][NV];
 #pragma GCC unroll 16
     for (int r = 0; r < N; ++r)
 #pragma GCC unroll 2
         for (int v = 0; v < NV; ++v) sum[r][v] = accumulate ? load(c + r * ldc + v * W) : zero();
-    const auto number = [&](int64_t i, int s) {
-        typename Tile::Vector x[NV];
+    for (const Segment<Tile>* segment = segments; segment < segments + count; ++segment) {
+        const typename Tile::A* a = segment->a;
+        const typename Tile::T* b = segment->b;
+        const int64_t n = segment->n;
+        const char* ahead = segment->ahead;
+        const auto number = [&](int64_t i, int s) __attribute__((always_inline)) {
+            typename Tile::Vector x[NV];
 #pragma GCC unroll 2
-        for (int v = 0; v < NV; ++v) x[v] = Tile::load(b, i, s, v);
+            for (int v = 0; v < NV; ++v) x[v] = Tile::load(b, i, s, v);
 #pragma GCC unroll 16
-        for (int r = 0; r < N; ++r) {
-            const auto factor = Tile::broadcast(a[r * lda + i * Tile::COUNT + s]);
+            for (int r = 0; r < N; ++r) {
+                const auto factor = Tile::broadcast(a[r * lda + i * Tile::COUNT + s]);
 #pragma GCC unroll 2
-            for (int v = 0; v < NV; ++v) sum[r][v] = Tile::multiply_add(factor, x[v], sum[r][v]);
+                for (int v = 0; v < NV; ++v) sum[r][v] = Tile::multiply_add(factor, x[v], sum[r][v]);
+            }
+        };
+#pragma GCC unroll 2
+        for (int64_t i = 0; i < n / Tile::COUNT; ++i) {
+            if constexpr (FETCH) prefetch(ahead + i * STEP_BYTES);
+#pragma GCC unroll 2
+            for (int s = 0; s < Tile::COUNT; ++s) number(i, s);
         }
-    };
-    for (int64_t i = 0; i < n / Tile::COUNT; ++i) {
-        prefetch(ahead + i * STEP_BYTES);
-#pragma GCC unroll 2
-        for (int s = 0; s < Tile::COUNT; ++s) number(i, s);
+        if (Tile::COUNT == 2 && n % 2) number(n / 2, 0);
     }
-    if (Tile::COUNT == 2 && n % 2) number(n / 2, 0);
 #pragma GCC unroll 16
     for (int r = 0; r < N; ++r)
 #pragma GCC unroll 2
@@ -136,12 +152,12 @@ MOESAIC_INLINE void multiply_rows(const typename Tile::A* a, int64_t lda, const 
 }
 
 // The same for any number of rows up to ROWS.
-template <class Tile, int N = ROWS>
-MOESAIC_INLINE void multiply(int rows, const typename Tile::A* a, int64_t lda, const typename Tile::T* b, int64_t n,
-                             float* c, int64_t ldc, bool accumulate, const char* ahead) {
+template <class Tile, bool FETCH, int N = ROWS>
+MOESAIC_INLINE void multiply(int rows, const Segment<Tile>* segments, int count, int64_t lda, float* c, int64_t ldc,
+                             bool accumulate) {
     if constexpr (N > 0) {
-        if (rows == N) return multiply_rows<Tile, N>(a, lda, b, n, c, ldc, accumulate, ahead);
-        multiply<Tile, N - 1>(rows, a, lda, b, n, c, ldc, accumulate, ahead);
+        if (rows == N) return multiply_rows<Tile, N, FETCH>(segments, count, lda, c, ldc, accumulate);
+        multiply<Tile, FETCH, N - 1>(rows, segments, count, lda, c, ldc, accumulate);
     }
 }
 

@@ -35,6 +35,11 @@ class KVCacheSpec:
         """Numbers in a value."""
         return self.head_dim if self.value_dim is None else self.value_dim
 
+    @property
+    def bytes_per_token(self) -> float:
+        """Of a block of 16 tokens, each one's share."""
+        return self.bytes_per_block(TILE) / TILE
+
     def bytes_per_block(self, block_size: int) -> int:
         """Memory of one block, keys and values."""
         if self.tiled:
