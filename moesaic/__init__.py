@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from moesaic.core.threads import settle_waiting
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def __getattr__(name: str) -> Any:
         return import_module("moesaic.ops")
     if name not in _WHERE:
         raise AttributeError(f"module 'moesaic' has no attribute {name!r}")
+    settle_waiting()
     return getattr(import_module(_WHERE[name]), name)
 
 

@@ -17,6 +17,7 @@ from moesaic.core.errors import MoesaicError, RequestError
 from moesaic.core.log import get_logger, setup_logging
 from moesaic.core.messages import Abort, Add, Fatal, Ready, Shutdown, StepEvents, decode_to_engine, encode
 from moesaic.core.request import SequenceUpdate
+from moesaic.core.threads import settle_waiting
 from moesaic.engine.args import EngineArgs
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ logger = get_logger(__name__)
 def main() -> int:
     """Load the engine, say so, serve until told to stop. Returns the exit status."""
     setup_logging()
+    settle_waiting()
     for number in (signal.SIGINT, signal.SIGTERM):  # these reach the whole group; the parent decides
         signal.signal(number, signal.SIG_IGN)
     args = msgspec.json.decode(sys.stdin.readline(), type=EngineArgs)

@@ -9,6 +9,7 @@ import click
 
 from moesaic import __version__
 from moesaic.core.errors import MoesaicError, unknown_name
+from moesaic.core.threads import settle_waiting
 
 # verb -> (module, whose `command` it is; what the list of verbs says of it)
 VERBS = {
@@ -53,6 +54,7 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run and exit. An error of ours is one line on stderr (MOESAIC_DEBUG=1 shows where it came from)."""
+    settle_waiting()
     try:
         cli.main(args, prog_name="moesaic")
     except MoesaicError as error:
