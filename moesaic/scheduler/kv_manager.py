@@ -49,9 +49,10 @@ class KVManager:
 
     def grow(self, seq: Sequence, num_tokens: int) -> list[int] | None:
         """Make room for `num_tokens` more tokens: the new blocks, or None (and no change) if too few are free."""
-        missing = self.blocks_for(seq.num_computed + num_tokens) - len(seq.block_ids)
-        if missing <= 0:
+        needed = seq.num_computed + num_tokens
+        if needed <= len(seq.block_ids) * self.block_size:
             return []
+        missing = self.blocks_for(needed) - len(seq.block_ids)
         if missing > self.pool.num_free:
             return None
         blocks = self.pool.allocate(missing)

@@ -208,10 +208,10 @@ class Scheduler:
 
     def _end_of(self, seq: Sequence, token_id: int) -> tuple[FinishReason | None, int | None]:
         """Why the sequence ends with this token, if it does; EOS reports no stop_reason."""
-        request = seq.request
-        if token_id in request.stop_token_ids and seq.num_generated > request.params.min_tokens:
+        request, num_generated = seq.request, seq.num_generated
+        if token_id in request.stop_token_ids and num_generated > request.params.min_tokens:
             return "stop", None if token_id in request.eos_token_ids else token_id
-        if seq.num_generated >= request.max_tokens:
+        if num_generated >= request.max_tokens:
             return "length", None
         return None, None
 

@@ -70,11 +70,12 @@ class SequenceTable:
         self.sampler.learn(row, new.params, new.seed, new.prompt_len, new.stop_token_ids)
         return SequenceState(row, new.prompt_len, length, 0, new.params, new.prompt_logprobs)
 
-    def append(self, seq_id: int, token_id: int) -> None:
-        """A sampled token becomes the sequence's next input."""
-        state = self.states[seq_id]
-        self.tokens[state.row, state.length] = token_id
-        state.length += 1
+    def append(self, states: list[SequenceState], tokens: list[int | None]) -> None:
+        """Sampled tokens become their sequences' next inputs; None leaves a sequence as it is."""
+        drawn = [(state, token) for state, token in zip(states, tokens, strict=True) if token is not None]
+        self.tokens[[s.row for s, _ in drawn], [s.length for s, _ in drawn]] = [token for _, token in drawn]
+        for state, _ in drawn:
+            state.length += 1
 
     def token_ids(self, state: SequenceState) -> IntArray:
         """`[length]`, a view: prompt and output so far."""

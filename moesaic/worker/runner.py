@@ -80,13 +80,11 @@ class Runner:
         wanted = [i for i, state in enumerate(states) if state.params.logprobs is not None]
         raw = logits[wanted] if wanted else None  # a copy: sampling changes logits in place
         tokens = self.table.sampler.sample(logits, [state.row for state in states], [state.length for state in states])
-        results = []
-        for seq_id, token in zip(seq_ids, tokens, strict=True):
-            if token is None:
-                results.append(Sampled(seq_id, None, error=NOT_FINITE))
-            else:
-                self.table.append(seq_id, token)
-                results.append(Sampled(seq_id, token))
+        self.table.append(states, tokens)
+        results = [
+            Sampled(seq_id, token) if token is not None else Sampled(seq_id, None, error=NOT_FINITE)
+            for seq_id, token in zip(seq_ids, tokens, strict=True)
+        ]
         if raw is not None:
             counts = [states[i].params.logprobs or 0 for i in wanted]
             chosen = [tokens[i] or 0 for i in wanted]

@@ -1,13 +1,19 @@
 """Choosing a backend, and the C++ libraries: what they say of themselves, and what is said where there is none."""
 
 import ctypes
+from dataclasses import replace
 
 import pytest
+import torch
 
 from moesaic.core.errors import ConfigError, UnsupportedError
 from moesaic.kernels import reference, registry
 from moesaic.kernels.cpu import library
+from moesaic.kernels.cpu.calls import Kernel
 from moesaic.kernels.registry import Case, choose, kernel
+from moesaic.models.backends import choose_backends
+from moesaic.models.load import read_spec
+from tests.parity.driver import Driver, load
 
 CASE = Case(family="norms", device="cpu", activations="torch.float32", weights="torch.float32")
 
@@ -67,3 +73,63 @@ def test_a_library_of_another_version_is_refused(monkeypatch):
     monkeypatch.setattr(library, "ABI_VERSION", 999)
     with pytest.raises(library.Unavailable, match="this package needs 999: build it"):
         library.load("portable")
+
+
+# The choice for a whole model.
+
+
+@pytest.fixture
+def spec(tiny_model):
+    return read_spec(tiny_model("qwen3_moe"))[1]
+
+
+def chosen(spec, device="cpu", dtype=torch.bfloat16, **kwargs):
+    return choose_backends(spec, torch.device(device), dtype, 16, **kwargs)
+
+
+def test_the_cpu_backend_serves_whatever_it_can(spec):
+    assert set(chosen(spec).values()) == {"cpu"}
+    assert set(chosen(spec, wanted="reference").values()) == {"reference"}
+
+
+def test_a_gpu_keeps_the_reference(spec):
+    assert set(chosen(spec, device="cuda").values()) == {"reference"}
+    with pytest.raises(UnsupportedError, match="no backend for matrices: cpu: it computes on the CPU, the model is on"):
+        chosen(spec, device="cuda", wanted="cpu")
+
+
+def test_an_unknown_activation_falls_back_with_its_reason(spec, caplog):
+    layers = tuple(replace(layer, ffn=replace(layer.ffn, activation="snake")) for layer in spec.layers)
+    odd = replace(spec, layers=layers)
+    with caplog.at_level("INFO", "moesaic.kernels.registry"):
+        backends = chosen(odd)
+    assert set(backends.values()) == {"reference"}, "without its products, fp32 activations would not pay"
+    assert "matrices is not served by the cpu backend: no kernel for the activation 'snake'" in caplog.text
+    with pytest.raises(UnsupportedError, match="no kernel for the activation 'snake'"):
+        chosen(odd, wanted="cpu")
+
+
+def test_in_fp32_the_other_families_still_serve(spec):
+    layers = tuple(replace(layer, ffn=replace(layer.ffn, activation="snake")) for layer in spec.layers)
+    backends = chosen(replace(spec, layers=layers), dtype=torch.float32)
+    assert backends == {"matrices": "reference", "attention": "cpu", "norms": "cpu", "router": "cpu"}
+
+
+def test_without_a_library_the_reference_serves_and_says_how_slow(spec, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MOESAIC_CPU_LIBRARIES", str(tmp_path))
+    with caplog.at_level("INFO", "moesaic"):
+        assert set(chosen(spec).values()) == {"reference"}
+    warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1 and "libmoesaic_cpu.so is not built" in warnings[0] and "times slower" in warnings[0]
+    with pytest.raises(UnsupportedError, match="libmoesaic_cpu.so is not built"):
+        chosen(spec, wanted="cpu")
+
+
+def test_a_model_runs_without_the_library(tiny_model, tmp_path, monkeypatch):
+    expected = load(tiny_model("qwen3_moe"), backend="reference")
+    monkeypatch.setenv("MOESAIC_CPU_LIBRARIES", str(tmp_path))
+    Kernel.forget()
+    streams = {0: [1, 2, 3, 4, 5]}
+    logits = Driver(load(tiny_model("qwen3_moe"))).run(streams, [3, 1])[0]
+    Kernel.forget()
+    torch.testing.assert_close(logits, Driver(expected).run(streams, [3, 1])[0])
