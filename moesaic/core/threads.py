@@ -3,7 +3,7 @@
 import os
 import sys
 
-SPIN_COUNT = 1000  # about ten microseconds: longer than a step's short serial parts, shorter than a time slice
+SPIN_COUNT = 1000  # about 60 microseconds: longer than the serial parts of a layer, shorter than a time slice
 SETTINGS = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 
 

@@ -39,7 +39,7 @@ class EngineArgs:
     )
     dtype: str = arg(
         "auto",
-        "of weights and activations; auto takes the checkpoint's, or float32 on a CPU that is slow in it",
+        "of weights and KV; auto takes the checkpoint's, or float32 on a CPU where plain torch computes",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     device: str = arg("auto", "where the model runs; auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
