@@ -169,29 +169,34 @@ MOESAIC_INLINE void store_f16(uint16_t* p, Vec v) {
 
 constexpr int W = 8;
 struct Vec {
-    float lane[W];
+    float lane __attribute__((vector_size(W * sizeof(float))));
 };
 
-#define MOESAIC_LANES(expression)                  \
-    Vec r;                                         \
+// Where the compiler's vectors have no operator, lane by lane.
+#define MOESAIC_LANES(expression)                         \
+    Vec r;                                                \
     for (int i = 0; i < W; ++i) r.lane[i] = (expression); \
     return r
 
-MOESAIC_INLINE Vec set1(float x) { MOESAIC_LANES(x); }
-MOESAIC_INLINE Vec zero() { return set1(0.0f); }
-MOESAIC_INLINE Vec load(const float* p) { MOESAIC_LANES(p[i]); }
+MOESAIC_INLINE Vec set1(float x) { return {Vec{}.lane + x}; }
+MOESAIC_INLINE Vec zero() { return Vec{}; }
+MOESAIC_INLINE Vec load(const float* p) {
+    Vec r;
+    std::memcpy(&r, p, sizeof r);
+    return r;
+}
 MOESAIC_INLINE Vec load_n(const float* p, int n) { MOESAIC_LANES(i < n ? p[i] : 0.0f); }
-MOESAIC_INLINE void store(float* p, Vec v) { std::memcpy(p, v.lane, sizeof v.lane); }
-MOESAIC_INLINE void store_n(float* p, Vec v, int n) { std::memcpy(p, v.lane, size_t(n) * sizeof(float)); }
-MOESAIC_INLINE Vec add(Vec a, Vec b) { MOESAIC_LANES(a.lane[i] + b.lane[i]); }
-MOESAIC_INLINE Vec sub(Vec a, Vec b) { MOESAIC_LANES(a.lane[i] - b.lane[i]); }
-MOESAIC_INLINE Vec mul(Vec a, Vec b) { MOESAIC_LANES(a.lane[i] * b.lane[i]); }
-MOESAIC_INLINE Vec div(Vec a, Vec b) { MOESAIC_LANES(a.lane[i] / b.lane[i]); }
-MOESAIC_INLINE Vec max(Vec a, Vec b) { MOESAIC_LANES(a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]); }
-MOESAIC_INLINE Vec min(Vec a, Vec b) { MOESAIC_LANES(a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]); }
+MOESAIC_INLINE void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+MOESAIC_INLINE void store_n(float* p, Vec v, int n) { std::memcpy(p, &v, size_t(n) * sizeof(float)); }
+MOESAIC_INLINE Vec add(Vec a, Vec b) { return {a.lane + b.lane}; }
+MOESAIC_INLINE Vec sub(Vec a, Vec b) { return {a.lane - b.lane}; }
+MOESAIC_INLINE Vec mul(Vec a, Vec b) { return {a.lane * b.lane}; }
+MOESAIC_INLINE Vec div(Vec a, Vec b) { return {a.lane / b.lane}; }
+MOESAIC_INLINE Vec max(Vec a, Vec b) { return {a.lane > b.lane ? a.lane : b.lane}; }
+MOESAIC_INLINE Vec min(Vec a, Vec b) { return {a.lane < b.lane ? a.lane : b.lane}; }
 MOESAIC_INLINE Vec sqrt(Vec a) { MOESAIC_LANES(std::sqrt(a.lane[i])); }
-MOESAIC_INLINE Vec fma(Vec a, Vec b, Vec c) { MOESAIC_LANES(a.lane[i] * b.lane[i] + c.lane[i]); }
-MOESAIC_INLINE Vec fnma(Vec a, Vec b, Vec c) { MOESAIC_LANES(c.lane[i] - a.lane[i] * b.lane[i]); }
+MOESAIC_INLINE Vec fma(Vec a, Vec b, Vec c) { return {a.lane * b.lane + c.lane}; }
+MOESAIC_INLINE Vec fnma(Vec a, Vec b, Vec c) { return {c.lane - a.lane * b.lane}; }
 MOESAIC_INLINE Vec abs(Vec a) { MOESAIC_LANES(std::fabs(a.lane[i])); }
 MOESAIC_INLINE Vec round(Vec a) { MOESAIC_LANES(std::nearbyint(a.lane[i])); }
 MOESAIC_INLINE Vec scale_by_power(Vec a, Vec n) {  // a * 2^n, n whole, |n| <= 127

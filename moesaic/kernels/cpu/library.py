@@ -12,7 +12,7 @@ from pathlib import Path
 
 from moesaic.core.errors import ConfigError, unknown_name
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 ISAS = ("avx512_bf16", "avx512", "avx2", "portable")  # best first
 
 
