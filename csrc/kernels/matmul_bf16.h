@@ -20,23 +20,22 @@ template <int M>
 __attribute__((noinline)) void bf16_tile(const char* const* rows, const char* w, int64_t begin, int64_t end,
                                          float* out) {
     Vec sum[M][2];
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m)
-        for (int v = 0; v < 2; ++v) sum[m][v] = begin == 0 ? zero() : load(out + m * PANEL + v * W);
+    unroll<M>([&](auto m) MOESAIC_ALWAYS {
+        unroll<2>([&](auto v) MOESAIC_ALWAYS { sum[m][v] = begin == 0 ? zero() : load(out + m * PANEL + v * W); });
+    });
     for (int64_t k = begin; k < end; k += 2, w += PANEL * 4) {
-        prefetch(w + 4096);
-        prefetch(w + 4096 + 64);
+        prefetch(w + STREAM_AHEAD);
+        prefetch(w + STREAM_AHEAD + 64);
         const Int w0 = int_load(w), w1 = int_load(w + 64);
-#pragma GCC unroll 16
-        for (int m = 0; m < M; ++m) {
+        unroll<M>([&](auto m) MOESAIC_ALWAYS {
             const Int x = broadcast_word(rows[m] + k * 2);
             sum[m][0] = dot_bf16(sum[m][0], x, w0);
             sum[m][1] = dot_bf16(sum[m][1], x, w1);
-        }
+        });
     }
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m)
-        for (int v = 0; v < 2; ++v) store(out + m * PANEL + v * W, sum[m][v]);
+    unroll<M>([&](auto m) MOESAIC_ALWAYS {
+        unroll<2>([&](auto v) MOESAIC_ALWAYS { store(out + m * PANEL + v * W, sum[m][v]); });
+    });
 }
 
 inline void bf16_multiply(int64_t inputs, const char* panel, const char* const* rows, int64_t count, float* out) {

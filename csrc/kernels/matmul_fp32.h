@@ -1,7 +1,8 @@
 // The fp32 engine: f32, f16 and bf16 weights decoded to fp32, fused multiply-add.
 //
-// The chain: sum = fma(x[k], w[k], sum) for k = 0, 1, ... . Few rows decode weights in registers; many rows decode a
-// chunk of K once into a tile that stays in the first-level cache, and carry their sums from chunk to chunk in `out`.
+// The chain: sum = fma(x[k], w[k], sum) for k = 0, 1, ... . A few rows take a panel from end to end with their sums in
+// registers; more take a chunk of K at a time, tile after tile, and carry their sums from chunk to chunk in `out`. Many
+// rows have a chunk's weights decoded once, into memory that stays in the first-level cache.
 #pragma once
 
 #include "matmul.h"
@@ -9,9 +10,11 @@
 
 namespace moesaic {
 
-// Weights where they lie: a step of K inputs of a whole panel takes BYTES; `get<U>` gives input U of W columns.
+// Weights where they lie: a step of K inputs of a whole panel takes BYTES, W columns of it W * 4; `get<U>` gives input U
+// of W columns. CHUNK inputs are 16 KiB, decoded or not.
 struct F32Weights {
-    static constexpr int K = 1, BYTES = PANEL * 4, AHEAD = 4096;
+    static constexpr int K = 1, BYTES = PANEL * 4, CHUNK = 128;
+    static constexpr bool PACKED = false;
     template <int U>
     static MOESAIC_INLINE Vec get(const char* p) {
         return load(reinterpret_cast<const float*>(p));
@@ -19,7 +22,8 @@ struct F32Weights {
 };
 
 struct Bf16Weights {
-    static constexpr int K = 2, BYTES = PANEL * 4, AHEAD = 4096;
+    static constexpr int K = 2, BYTES = PANEL * 4, CHUNK = 4096 / TILE_COLUMNS;
+    static constexpr bool PACKED = true;
     template <int U>
     static MOESAIC_INLINE Vec get(const char* p) {
         return U == 0 ? even_bf16(int_load(p)) : odd_bf16(int_load(p));
@@ -27,7 +31,8 @@ struct Bf16Weights {
 };
 
 struct F16Weights {
-    static constexpr int K = 2, BYTES = PANEL * 4, AHEAD = 4096;
+    static constexpr int K = 2, BYTES = PANEL * 4, CHUNK = 4096 / TILE_COLUMNS;
+    static constexpr bool PACKED = true;
     template <int U>
     static MOESAIC_INLINE Vec get(const char* p) {
         return U == 0 ? even_f16(int_load(p)) : odd_f16(int_load(p));
@@ -36,52 +41,66 @@ struct F16Weights {
 
 // Weights decoded into a tile [k][TILE_COLUMNS].
 struct DecodedWeights {
-    static constexpr int K = 1, BYTES = TILE_COLUMNS * 4, AHEAD = 0;
+    static constexpr int K = 1, BYTES = TILE_COLUMNS * 4;
     template <int U>
     static MOESAIC_INLINE Vec get(const char* p) {
         return load(reinterpret_cast<const float*>(p));
     }
 };
 
-constexpr int64_t FP32_TILE_K = 16384 / (TILE_COLUMNS * 4);
-
-// M rows times V vectors of columns over inputs [begin, end); `w` is where input `begin` of the first column lies.
+// One step of the chain of M rows times V vectors of columns. The fewer of activations and weights stay in registers.
 template <class Weights, int M, int V>
+MOESAIC_INLINE void fp32_step(const float* const* x, int64_t k, const char* w, Vec (&sum)[M][V]) {
+    unroll<Weights::K>([&](auto u) MOESAIC_ALWAYS {
+        const auto weight = [&](int v) MOESAIC_ALWAYS { return Weights::template get<decltype(u)::value>(w + v * W * 4); };
+        Vec kept[M < V ? M : V];
+        if constexpr (M < V) {
+            unroll<M>([&](auto m) MOESAIC_ALWAYS { kept[m] = set1(x[m][k + u]); });
+            unroll<V>([&](auto v) MOESAIC_ALWAYS {
+                Vec wk = weight(v);
+                hold(wk);
+                unroll<M>([&](auto m) MOESAIC_ALWAYS { add_product(sum[m][v], kept[m], wk); });
+            });
+        } else {
+            unroll<V>([&](auto v) MOESAIC_ALWAYS { kept[v] = weight(v); });
+            unroll<M>([&](auto m) MOESAIC_ALWAYS {
+                Vec xk = set1(x[m][k + u]);
+                hold(xk);
+                unroll<V>([&](auto v) MOESAIC_ALWAYS { add_product(sum[m][v], xk, kept[v]); });
+            });
+        }
+    });
+}
+
+// M rows times V vectors of columns over inputs [begin, end); `w` is where input `begin` of the first column lies. With
+// STREAM the weights come from memory in this order, and are prefetched; otherwise `shared` says what is.
+template <class Weights, int M, int V, bool STREAM>
 __attribute__((noinline)) void fp32_tile(const char* const* rows, const char* w, int64_t begin, int64_t end,
-                                         float* out) {
+                                         Ahead& shared, float* out) {
+    Ahead ahead = shared;
     const float* x[M];
     Vec sum[M][V];
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) {
+    unroll<M>([&](auto m) MOESAIC_ALWAYS {
         x[m] = reinterpret_cast<const float*>(rows[m]);
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sum[m][v] = begin == 0 ? zero() : load(out + m * PANEL + v * W);
-    }
+        unroll<V>([&](auto v) MOESAIC_ALWAYS { sum[m][v] = begin == 0 ? zero() : load(out + m * PANEL + v * W); });
+    });
     for (int64_t k = begin; k < end; k += Weights::K, w += Weights::BYTES) {
-        if constexpr (Weights::AHEAD > 0)
-            for (int line = 0; line < V * W * 4; line += 64) prefetch(w + Weights::AHEAD + line);
-        unroll<Weights::K>([&](auto u) __attribute__((always_inline)) {
-            Vec weight[V];
-#pragma GCC unroll 4
-            for (int v = 0; v < V; ++v) weight[v] = Weights::template get<decltype(u)::value>(w + v * W * 4);
-#pragma GCC unroll 16
-            for (int m = 0; m < M; ++m) {
-                const Vec xk = set1(x[m][k + u]);
-#pragma GCC unroll 4
-                for (int v = 0; v < V; ++v) sum[m][v] = fma(xk, weight[v], sum[m][v]);
-            }
-        });
+        if constexpr (STREAM)
+            for (int line = 0; line < Weights::BYTES; line += 64) prefetch(w + STREAM_AHEAD + line);
+        else
+            ahead.step();
+        fp32_step<Weights>(x, k, w, sum);
     }
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m)
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) store(out + m * PANEL + v * W, sum[m][v]);
+    shared = ahead;
+    unroll<M>([&](auto m) MOESAIC_ALWAYS {
+        unroll<V>([&](auto v) MOESAIC_ALWAYS { store(out + m * PANEL + v * W, sum[m][v]); });
+    });
 }
 
 template <class Weights>
 void fp32_decode(const char* w, int64_t inputs, float* tile) {
     for (int64_t k = 0; k < inputs; k += Weights::K, w += Weights::BYTES)
-        unroll<Weights::K>([&](auto u) __attribute__((always_inline)) {
+        unroll<Weights::K>([&](auto u) MOESAIC_ALWAYS {
             for (int v = 0; v < TILE_VECTORS; ++v, tile += W)
                 store(tile, Weights::template get<decltype(u)::value>(w + v * W * 4));
         });
@@ -89,29 +108,30 @@ void fp32_decode(const char* w, int64_t inputs, float* tile) {
 
 template <class Weights>
 void fp32_multiply(int64_t inputs, const char* panel, const char* const* rows, int64_t count, float* out) {
-    if (count <= WIDE_ROWS)
-        return with_rows<WIDE_ROWS>(
-            count, [&](auto m) { fp32_tile<Weights, m, PANEL_VECTORS>(rows, panel, 0, inputs, out); });
-    alignas(64) float tile[FP32_TILE_K * TILE_COLUMNS];
-    const bool decode = count > TILE_ROWS;
-    for (int64_t begin = 0; begin < inputs; begin += FP32_TILE_K) {
-        const int64_t end = begin + FP32_TILE_K < inputs ? begin + FP32_TILE_K : inputs;
+    if (count <= WIDE_ROWS) {
+        Ahead none(panel, 0, 0);
+        return with_rows<WIDE_ROWS>(count, [&](auto m) {
+            fp32_tile<Weights, m, PANEL_VECTORS, true>(rows, panel, 0, inputs, none, out);
+        });
+    }
+    alignas(64) float decoded[Weights::PACKED ? Weights::CHUNK * TILE_COLUMNS : 1];
+    const bool decode = Weights::PACKED && count > TILE_ROWS;
+    for (int64_t begin = 0; begin < inputs; begin += Weights::CHUNK) {
+        const int64_t end = begin + Weights::CHUNK < inputs ? begin + Weights::CHUNK : inputs;
+        const int64_t steps = (end - begin) / Weights::K;
         const char* w = panel + begin / Weights::K * Weights::BYTES;
-        const int64_t bytes = (end - begin) / Weights::K * Weights::BYTES;
-        SlowPrefetch next(w + bytes, bytes, PANEL / TILE_COLUMNS * ((count + TILE_ROWS - 1) / TILE_ROWS));
+        Ahead ahead(w + steps * Weights::BYTES, steps * Weights::BYTES,
+                    (decode ? end - begin : steps) * num_row_tiles(count) * (PANEL / TILE_COLUMNS));
         for (int64_t column = 0; column < PANEL; column += TILE_COLUMNS) {
             const char* corner = w + column * 4;
-            if (!decode) {
-                with_rows<TILE_ROWS>(count, [&](auto m) {
-                    fp32_tile<Weights, m, TILE_VECTORS>(rows, corner, begin, end, out + column);
-                });
-                continue;
-            }
-            fp32_decode<Weights>(corner, end - begin, tile);
+            if (decode) fp32_decode<Weights>(corner, end - begin, decoded);
             for_row_tiles(count, [&](int64_t first, auto m) {
-                next.step();
-                fp32_tile<DecodedWeights, m, TILE_VECTORS>(rows + first, reinterpret_cast<const char*>(tile), begin,
-                                                           end, out + first * PANEL + column);
+                float* place = out + first * PANEL + column;
+                if (decode)
+                    fp32_tile<DecodedWeights, m, TILE_VECTORS, false>(
+                        rows + first, reinterpret_cast<const char*>(decoded), begin, end, ahead, place);
+                else
+                    fp32_tile<Weights, m, TILE_VECTORS, false>(rows + first, corner, begin, end, ahead, place);
             });
         }
     }

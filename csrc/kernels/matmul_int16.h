@@ -1,8 +1,11 @@
 // The int16-dot engine: 8- and 4-bit codes widened to 16 bits, times activations of 16 bits (or 8, of w8a8).
 //
 // The chain: for each chunk of inputs in order, out = fma(int32 sum of the chunk, x's scale * weights' scale, out), then
-// out = fma(x's sum, weights' offset, out) if there are offsets. Integer sums are exact and have no order: a chunk has at
-// most 128 inputs, and 128 * 32767 * 128 fits in 32 bits.
+// out = fma(x's sum, weights' offset, out) if there are offsets; it begins with out = 0. Integer sums are exact and have
+// no order: a chunk has at most 128 inputs, and 128 * 32767 * 128 fits in 32 bits.
+//
+// A few rows take a panel from end to end; more take a span of chunks at a time, tile after tile. Many rows have a
+// span's codes widened once, into memory that stays in the first-level cache.
 #pragma once
 
 #include "matmul.h"
@@ -13,7 +16,7 @@ namespace moesaic {
 // Codes where they lie: a step of K inputs of a whole panel takes BYTES, W columns of it COLUMN * W; `get<U>` gives pair U
 // of the step's inputs. START times the sum of a chunk's activations is what its sums begin with.
 struct ByteCodes {
-    static constexpr int K = 2, COLUMN = 2, BYTES = PANEL * COLUMN, START = 0, AHEAD = 2048;
+    static constexpr int K = 2, COLUMN = 2, BYTES = PANEL * COLUMN, START = 0;
     template <int U>
     static MOESAIC_INLINE Int get(const char* p) {
         return load_byte_pairs(p);
@@ -21,7 +24,7 @@ struct ByteCodes {
 };
 
 struct NibbleCodes {  // 0..15 stand for -8..7
-    static constexpr int K = 8, COLUMN = 4, BYTES = PANEL * COLUMN, START = -8, AHEAD = 2048;
+    static constexpr int K = 8, COLUMN = 4, BYTES = PANEL * COLUMN, START = -8;
     template <int U>
     static MOESAIC_INLINE Int get(const char* p) {
         return int_and(shift_right<4 * U>(int_load(p)), int_set1(0x000f000f));
@@ -31,90 +34,163 @@ struct NibbleCodes {  // 0..15 stand for -8..7
 // Codes widened into a tile [pair][TILE_COLUMNS][2].
 template <class Codes>
 struct WidenedCodes {
-    static constexpr int K = 2, COLUMN = 4, BYTES = TILE_COLUMNS * COLUMN, START = Codes::START, AHEAD = 0;
+    static constexpr int K = 2, COLUMN = 4, BYTES = TILE_COLUMNS * COLUMN, START = Codes::START;
     template <int U>
     static MOESAIC_INLINE Int get(const char* p) {
         return int_load(p);
     }
 };
 
-constexpr int64_t INT16_CHUNK = 128;
+constexpr int64_t INT16_CHUNK = 128;  // most inputs of a chunk
+constexpr int64_t INT16_SPAN = 512;   // most inputs of a span: a tile of 16 KiB where it has 16 columns
 
-// A chunk of a panel: its inputs, codes, and the scales and offsets (or null) of the group in which it lies.
-struct Chunk {
-    int64_t index, begin, end;
-    const char* codes;
+// Chunks of a panel that follow each other. A chunk is a group, or, of a whole row's group, a piece of it.
+struct Span {
+    int64_t first, begin, end;  // index of the first chunk, its first input, and the end of the last one's
+    const char* codes;          // of the first chunk, and from a chunk to the next
+    int64_t codes_step;
     const uint16_t* scales;
-    const uint16_t* offsets;
+    int64_t scales_step;
 };
 
-// M rows times V vectors of columns over one chunk; `w`: the codes, where they lie or widened; `column`: the first one.
+// One step of M rows times V vectors of columns. The fewer of activations and codes stay in registers.
 template <class Codes, int M, int V>
-__attribute__((noinline)) void int16_tile(const Form& form, const Chunk& chunk, int64_t column, const char* w,
-                                          const char* const* rows, float* out) {
-    const char* x[M];
-    const ChunkScale* scale[M];
-    Int sum[M][V];
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) {
-        x[m] = rows[m] + chunk.begin * 2;
-        scale[m] = reinterpret_cast<const ChunkScale*>(rows[m] + form.scales_at) + chunk.index;
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sum[m][v] = Codes::START ? int_set1(Codes::START * scale[m]->code_sum) : int_zero();
-    }
-    const int64_t bytes = (chunk.end - chunk.begin) * 2;
-    for (int64_t k = 0; k < bytes; k += Codes::K * 2, w += Codes::BYTES) {
-        if constexpr (Codes::AHEAD > 0)
-            for (int line = 0; line < V * W * Codes::COLUMN; line += 64) prefetch(w + Codes::AHEAD + line);
-        unroll<Codes::K / 2>([&](auto u) __attribute__((always_inline)) {
-            Int code[V];
-#pragma GCC unroll 4
-            for (int v = 0; v < V; ++v)
-                code[v] = Codes::template get<decltype(u)::value>(w + v * W * Codes::COLUMN);
-#pragma GCC unroll 16
-            for (int m = 0; m < M; ++m) {
-                const Int pair = broadcast_word(x[m] + k + 4 * u);
-#pragma GCC unroll 4
-                for (int v = 0; v < V; ++v) sum[m][v] = dot_pairs(sum[m][v], pair, code[v]);
-            }
-        });
-    }
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) {
-        const Vec weight_scale = load_bf16(chunk.scales + column + v * W);
-        const Vec offset = chunk.offsets ? load_bf16(chunk.offsets + column + v * W) : zero();
-#pragma GCC unroll 16
-        for (int m = 0; m < M; ++m) {
-            float* place = out + m * PANEL + v * W;
-            const Vec before = chunk.index == 0 ? zero() : load(place);
-            Vec total = fma(to_float(sum[m][v]), mul(set1(scale[m]->scale), weight_scale), before);
-            if (chunk.offsets) total = fma(set1(scale[m]->sum), offset, total);
-            store(place, total);
+MOESAIC_INLINE void int16_step(const char* const* x, int64_t byte, const char* w, Int (&sum)[M][V]) {
+    unroll<Codes::K / 2>([&](auto u) MOESAIC_ALWAYS {
+        const auto code = [&](int v) MOESAIC_ALWAYS {
+            return Codes::template get<decltype(u)::value>(w + v * W * Codes::COLUMN);
+        };
+        const auto pair = [&](int m) MOESAIC_ALWAYS { return broadcast_word(x[m] + byte + 4 * u); };
+        Int kept[M < V ? M : V];
+        if constexpr (M < V) {
+            unroll<M>([&](auto m) MOESAIC_ALWAYS { kept[m] = pair(m); });
+            unroll<V>([&](auto v) MOESAIC_ALWAYS {
+                Int wide = code(v);
+                hold(wide);
+                unroll<M>([&](auto m) MOESAIC_ALWAYS { add_dot_pairs(sum[m][v], kept[m], wide); });
+            });
+        } else {
+            unroll<V>([&](auto v) MOESAIC_ALWAYS { kept[v] = code(v); });
+            unroll<M>([&](auto m) MOESAIC_ALWAYS {
+                Int x_pair = pair(m);
+                hold(x_pair);
+                unroll<V>([&](auto v) MOESAIC_ALWAYS { add_dot_pairs(sum[m][v], x_pair, kept[v]); });
+            });
         }
+    });
+}
+
+// out[m] += what a chunk's sums stand for.
+template <int M, int V, bool OFFSETS>
+MOESAIC_INLINE void int16_finish(const ChunkScale* const* scale, int64_t chunk, const uint16_t* scales,
+                                 const Int (&sum)[M][V], float* out) {
+    unroll<V>([&](auto v) MOESAIC_ALWAYS {
+        const Vec weight_scale = load_bf16(scales + v * W);
+        const Vec offset = OFFSETS ? load_bf16(scales + PANEL + v * W) : zero();
+        unroll<M>([&](auto m) MOESAIC_ALWAYS {
+            float* place = out + m * PANEL + v * W;
+            const ChunkScale& x = scale[m][chunk];
+            Vec total = fma(to_float(sum[m][v]), mul(set1(x.scale), weight_scale), load(place));
+            if (OFFSETS) total = fma(set1(x.sum), offset, total);
+            store(place, total);
+        });
+    });
+}
+
+// M rows times V vectors of columns from `column` on over a span; `w`: its codes, where they lie or widened, `w_step`
+// from a chunk to the next. With STREAM they come from memory in this order, and are prefetched; otherwise `shared` says
+// what is.
+template <class Codes, int M, int V, bool STREAM, bool OFFSETS>
+__attribute__((noinline)) void int16_tile(const Form& form, const Span& span, int64_t column, const char* w,
+                                          int64_t w_step, const char* const* rows, Ahead& shared, float* out) {
+    Ahead ahead = shared;
+    const ChunkScale* scale[M];
+    for (int m = 0; m < M; ++m) scale[m] = reinterpret_cast<const ChunkScale*>(rows[m] + form.scales_at) + span.first;
+    const uint16_t* scales = span.scales + column;
+    int64_t chunk = 0;
+    for (int64_t begin = span.begin; begin < span.end; begin += form.chunk, ++chunk, w += w_step) {
+        Int sum[M][V];
+        const char* x[M];
+        unroll<M>([&](auto m) MOESAIC_ALWAYS {
+            x[m] = rows[m] + begin * 2;
+            const Int start = Codes::START ? int_set1(Codes::START * scale[m][chunk].code_sum) : int_zero();
+            unroll<V>([&](auto v) MOESAIC_ALWAYS { sum[m][v] = start; });
+        });
+        const int64_t bytes = (span.end - begin < form.chunk ? span.end - begin : form.chunk) * 2;
+        const char* code = w;
+        for (int64_t byte = 0; byte < bytes; byte += Codes::K * 2, code += Codes::BYTES) {
+            if constexpr (STREAM)
+                for (int line = 0; line < Codes::BYTES; line += 64) prefetch(code + STREAM_AHEAD + line);
+            else
+                ahead.step();
+            int16_step<Codes>(x, byte, code, sum);
+        }
+        if constexpr (STREAM)
+            for (int line = 0; line < PANEL * 2 * (OFFSETS ? 2 : 1); line += 64) prefetch(code + STREAM_AHEAD + line);
+        int16_finish<M, V, OFFSETS>(scale, chunk, scales, sum, out);
+        scales += span.scales_step;
+    }
+    shared = ahead;
+}
+
+// Widens TILE_COLUMNS columns of a span; `w` is where its first one's codes lie.
+template <class Codes>
+void int16_widen(const Form& form, const Span& span, const char* w, char* tile) {
+    for (int64_t begin = span.begin; begin < span.end; begin += form.chunk, w += span.codes_step) {
+        const int64_t inputs = span.end - begin < form.chunk ? span.end - begin : form.chunk;
+        const char* code = w;
+        for (int64_t k = 0; k < inputs; k += Codes::K, code += Codes::BYTES)
+            unroll<Codes::K / 2>([&](auto u) MOESAIC_ALWAYS {
+                for (int v = 0; v < TILE_VECTORS; ++v, tile += W * 4)
+                    int_store(tile, Codes::template get<decltype(u)::value>(code + v * W * Codes::COLUMN));
+            });
     }
 }
 
+// Chunks [first, ...) of a panel that hold at most `most` inputs.
 template <class Codes>
-void int16_widen(const char* w, int64_t inputs, char* tile) {
-    for (int64_t k = 0; k < inputs; k += Codes::K, w += Codes::BYTES)
-        unroll<Codes::K / 2>([&](auto u) __attribute__((always_inline)) {
-            for (int v = 0; v < TILE_VECTORS; ++v, tile += W * 4)
-                int_store(tile, Codes::template get<decltype(u)::value>(w + v * W * Codes::COLUMN));
-        });
+Span span_of(const Form& form, const moesaic_matrix& matrix, const char* panel, int64_t first, int64_t most) {
+    const int64_t group = group_size(matrix.format, matrix.cols), bytes = group_bytes(matrix.format, matrix.cols);
+    const int64_t begin = first * form.chunk, fitting = begin + most / form.chunk * form.chunk;
+    const int64_t whole = group != form.chunk;  // chunks are pieces of one group
+    const int64_t codes_step = whole ? form.chunk / Codes::K * Codes::BYTES : bytes;
+    const char* scales = panel + group / Codes::K * Codes::BYTES + (whole ? 0 : first * bytes);
+    return {first,      begin,      fitting < form.padded ? fitting : form.padded,
+            panel + first * codes_step, codes_step, reinterpret_cast<const uint16_t*>(scales), whole ? 0 : bytes / 2};
 }
 
-// Calls f(chunk) for the chunks of a panel in order.
-template <class Codes, class F>
-MOESAIC_INLINE void for_chunks(const Form& form, const moesaic_matrix& matrix, const char* panel, const F& f) {
-    const int64_t group = group_size(matrix.format, matrix.cols), stride = group_bytes(matrix.format, matrix.cols);
-    const int64_t codes_bytes = group / Codes::K * Codes::BYTES;
-    int64_t index = 0;
-    for (int64_t base = 0; base < form.padded; base += group, panel += stride) {
-        const uint16_t* scales = reinterpret_cast<const uint16_t*>(panel + codes_bytes);
-        const uint16_t* offsets = matrix.format.offsets ? scales + PANEL : nullptr;
-        for (int64_t begin = 0; begin < group; begin += form.chunk, ++index) {
-            const int64_t end = begin + form.chunk < group ? begin + form.chunk : group;
-            f(Chunk{index, base + begin, base + end, panel + begin / Codes::K * Codes::BYTES, scales, offsets});
+template <class Codes, bool OFFSETS>
+void int16_rows(const Form& form, const moesaic_matrix& matrix, const char* panel, const char* const* rows,
+                int64_t count, float* out) {
+    std::memset(out, 0, size_t(count) * PANEL * sizeof(float));
+    if (count <= WIDE_ROWS) {
+        const Span span = span_of<Codes>(form, matrix, panel, 0, form.padded + form.chunk);
+        Ahead none(panel, 0, 0);
+        return with_rows<WIDE_ROWS>(count, [&](auto m) {
+            int16_tile<Codes, m, PANEL_VECTORS, true, OFFSETS>(form, span, 0, span.codes, span.codes_step, rows, none,
+                                                               out);
+        });
+    }
+    alignas(64) char widened[INT16_SPAN * TILE_COLUMNS * 2];
+    const int64_t widened_step = form.chunk * TILE_COLUMNS * 2;
+    const bool widen = count > TILE_ROWS;
+    for (int64_t chunk = 0; chunk * form.chunk < form.padded; chunk += INT16_SPAN / form.chunk) {
+        const Span span = span_of<Codes>(form, matrix, panel, chunk, INT16_SPAN);
+        const int64_t inputs = span.end - span.begin, bytes = inputs / form.chunk * span.codes_step;
+        Ahead ahead(span.codes + bytes, bytes,
+                    inputs / (widen ? 2 : Codes::K) * num_row_tiles(count) * (PANEL / TILE_COLUMNS));
+        for (int64_t column = 0; column < PANEL; column += TILE_COLUMNS) {
+            const char* corner = span.codes + column * Codes::COLUMN;
+            if (widen) int16_widen<Codes>(form, span, corner, widened);
+            for_row_tiles(count, [&](int64_t first, auto m) {
+                float* place = out + first * PANEL + column;
+                if (widen)
+                    int16_tile<WidenedCodes<Codes>, m, TILE_VECTORS, false, OFFSETS>(
+                        form, span, column, widened, widened_step, rows + first, ahead, place);
+                else
+                    int16_tile<Codes, m, TILE_VECTORS, false, OFFSETS>(form, span, column, corner, span.codes_step,
+                                                                       rows + first, ahead, place);
+            });
         }
     }
 }
@@ -122,33 +198,8 @@ MOESAIC_INLINE void for_chunks(const Form& form, const moesaic_matrix& matrix, c
 template <class Codes>
 void int16_multiply(const Form& form, const moesaic_matrix& matrix, const char* panel, const char* const* rows,
                     int64_t count, float* out) {
-    if (count <= WIDE_ROWS)
-        return with_rows<WIDE_ROWS>(count, [&](auto m) {
-            for_chunks<Codes>(form, matrix, panel, [&](const Chunk& chunk) {
-                int16_tile<Codes, m, PANEL_VECTORS>(form, chunk, 0, chunk.codes, rows, out);
-            });
-        });
-    alignas(64) char tile[INT16_CHUNK * TILE_COLUMNS * 2];
-    const bool widen = count > TILE_ROWS;
-    for_chunks<Codes>(form, matrix, panel, [&](const Chunk& chunk) {
-        const int64_t bytes = (chunk.end - chunk.begin) / Codes::K * Codes::BYTES;
-        SlowPrefetch next(chunk.codes + bytes, bytes + 128, PANEL / TILE_COLUMNS * ((count + TILE_ROWS - 1) / TILE_ROWS));
-        for (int64_t column = 0; column < PANEL; column += TILE_COLUMNS) {
-            const char* corner = chunk.codes + column * Codes::COLUMN;
-            if (!widen) {
-                with_rows<TILE_ROWS>(count, [&](auto m) {
-                    int16_tile<Codes, m, TILE_VECTORS>(form, chunk, column, corner, rows, out + column);
-                });
-                continue;
-            }
-            int16_widen<Codes>(corner, chunk.end - chunk.begin, tile);
-            for_row_tiles(count, [&](int64_t first, auto m) {
-                next.step();
-                int16_tile<WidenedCodes<Codes>, m, TILE_VECTORS>(form, chunk, column, tile, rows + first,
-                                                                 out + first * PANEL + column);
-            });
-        }
-    });
+    if (matrix.format.offsets) return int16_rows<Codes, true>(form, matrix, panel, rows, count, out);
+    int16_rows<Codes, false>(form, matrix, panel, rows, count, out);
 }
 
 }  // namespace moesaic

@@ -20,32 +20,29 @@ __attribute__((noinline)) void int8_tile(const Form& form, int64_t index, const 
     const char* sums = after + PANEL * 2;
     const char* x[M];
     Int sum[M][2];
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) {
-        x[m] = rows[m] + index * form.chunk;
-        for (int v = 0; v < 2; ++v)
-            sum[m][v] = _mm512_mullo_epi32(int_load(sums + v * W * 4), int_set1(-128));
-    }
+    unroll<2>([&](auto v) MOESAIC_ALWAYS {
+        const Int start = _mm512_mullo_epi32(int_load(sums + v * W * 4), int_set1(-128));
+        unroll<M>([&](auto m) MOESAIC_ALWAYS { sum[m][v] = start; });
+    });
+    unroll<M>([&](auto m) MOESAIC_ALWAYS { x[m] = rows[m] + index * form.chunk; });
     for (int64_t k = 0; k < form.chunk; k += 4, w += PANEL * 4) {
-        prefetch(w + 4096);
-        prefetch(w + 4096 + 64);
+        prefetch(w + STREAM_AHEAD);
+        prefetch(w + STREAM_AHEAD + 64);
         const Int w0 = int_load(w), w1 = int_load(w + 64);
-#pragma GCC unroll 16
-        for (int m = 0; m < M; ++m) {
+        unroll<M>([&](auto m) MOESAIC_ALWAYS {
             const Int quad = broadcast_word(x[m] + k);
             sum[m][0] = _mm512_dpbusd_epi32(sum[m][0], quad, w0);
             sum[m][1] = _mm512_dpbusd_epi32(sum[m][1], quad, w1);
-        }
+        });
     }
-#pragma GCC unroll 16
-    for (int m = 0; m < M; ++m) {
+    unroll<M>([&](auto m) MOESAIC_ALWAYS {
         const Vec scale = set1(reinterpret_cast<const ChunkScale*>(rows[m] + form.scales_at)[index].scale);
-        for (int v = 0; v < 2; ++v) {
+        unroll<2>([&](auto v) MOESAIC_ALWAYS {
             float* place = out + m * PANEL + v * W;
             const Vec before = index == 0 ? zero() : load(place);
             store(place, fma(to_float(sum[m][v]), mul(scale, load_bf16(scales + v * W)), before));
-        }
-    }
+        });
+    });
 }
 
 inline void int8_multiply(const Form& form, const moesaic_matrix& matrix, const char* panel, const char* const* rows,

@@ -31,20 +31,27 @@ MOESAIC_INLINE Int shift_right_signed(Int a) {
 MOESAIC_INLINE Int to_int(Vec v) { return _mm512_cvtps_epi32(v); }  // to nearest even
 MOESAIC_INLINE Vec to_float(Int v) { return _mm512_cvtepi32_ps(v); }
 MOESAIC_INLINE Vec as_float(Int v) { return _mm512_castsi512_ps(v); }
+MOESAIC_INLINE Int as_int(Vec v) { return _mm512_castps_si512(v); }
 
 // W pairs of signed bytes, widened to pairs of 16-bit numbers.
 MOESAIC_INLINE Int load_byte_pairs(const void* p) {
     return _mm512_cvtepi8_epi16(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
 }
 
-// acc + a.low * w.low + a.high * w.high in every lane.
-MOESAIC_INLINE Int dot_pairs(Int acc, Int a, Int w) {
+// sum += a.low * w.low + a.high * w.high in every lane.
+MOESAIC_INLINE void add_dot_pairs(Int& sum, Int a, Int w) {
 #if defined(__AVX512VNNI__)
-    return _mm512_dpwssd_epi32(acc, a, w);
+    sum = _mm512_dpwssd_epi32(sum, a, w);
 #else
-    return _mm512_add_epi32(acc, _mm512_madd_epi16(a, w));
+    sum = _mm512_add_epi32(sum, _mm512_madd_epi16(a, w));
 #endif
 }
+
+// sum += a * w.
+MOESAIC_INLINE void add_product(Vec& sum, Vec a, Vec w) { sum = fma(a, w, sum); }
+
+template <class Vector>
+MOESAIC_INLINE void hold(Vector&) {}
 
 MOESAIC_INLINE void store_int16(int16_t* p, Int v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(v));
@@ -75,14 +82,30 @@ MOESAIC_INLINE Int shift_right_signed(Int a) {
 MOESAIC_INLINE Int to_int(Vec v) { return _mm256_cvtps_epi32(v); }  // to nearest even
 MOESAIC_INLINE Vec to_float(Int v) { return _mm256_cvtepi32_ps(v); }
 MOESAIC_INLINE Vec as_float(Int v) { return _mm256_castsi256_ps(v); }
+MOESAIC_INLINE Int as_int(Vec v) { return _mm256_castps_si256(v); }
 
 // W pairs of signed bytes, widened to pairs of 16-bit numbers.
 MOESAIC_INLINE Int load_byte_pairs(const void* p) {
     return _mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(p)));
 }
 
-// acc + a.low * w.low + a.high * w.high in every lane.
-MOESAIC_INLINE Int dot_pairs(Int acc, Int a, Int w) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, w)); }
+// AVX2 has just the registers that a tile's sums, weights and one activation fill. Left to itself, gcc begins many
+// products at once or lets a product take the activation's place, and drives sums out to the stack. So sums are added to
+// where they are, and what is held is made in the order that it is written in.
+template <class Vector>
+MOESAIC_INLINE void hold(Vector& v) {
+    asm volatile("" : "+x"(v));
+}
+
+// sum += a.low * w.low + a.high * w.high in every lane.
+MOESAIC_INLINE void add_dot_pairs(Int& sum, Int a, Int w) {
+    asm volatile("vpaddd %1, %0, %0" : "+x"(sum) : "x"(_mm256_madd_epi16(a, w)));
+}
+
+// sum += a * w.
+MOESAIC_INLINE void add_product(Vec& sum, Vec a, Vec w) {
+    asm volatile("vfmadd231ps %1, %2, %0" : "+x"(sum) : "x"(a), "x"(w));
+}
 
 MOESAIC_INLINE void store_int16(int16_t* p, Int v) {
     const __m128i packed = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
@@ -148,6 +171,11 @@ MOESAIC_INLINE Vec as_float(Int v) {
     std::memcpy(&r, &v, sizeof r);
     return r;
 }
+MOESAIC_INLINE Int as_int(Vec v) {
+    Int r;
+    std::memcpy(&r, &v, sizeof r);
+    return r;
+}
 
 // W pairs of signed bytes, widened to pairs of 16-bit numbers.
 MOESAIC_INLINE Int load_byte_pairs(const void* p) {
@@ -155,12 +183,17 @@ MOESAIC_INLINE Int load_byte_pairs(const void* p) {
     return int_lanes([&](int i) { return int32_t(uint32_t(uint16_t(byte[2 * i])) | uint32_t(byte[2 * i + 1]) << 16); });
 }
 
-// acc + a.low * w.low + a.high * w.high in every lane.
-MOESAIC_INLINE Int dot_pairs(Int acc, Int a, Int w) {
-    return int_lanes([&](int i) {
-        return acc.lane[i] + low_half(a.lane[i]) * low_half(w.lane[i]) + high_half(a.lane[i]) * high_half(w.lane[i]);
-    });
+// sum += a.low * w.low + a.high * w.high in every lane.
+MOESAIC_INLINE void add_dot_pairs(Int& sum, Int a, Int w) {
+    for (int i = 0; i < W; ++i)
+        sum.lane[i] += low_half(a.lane[i]) * low_half(w.lane[i]) + high_half(a.lane[i]) * high_half(w.lane[i]);
 }
+
+// sum += a * w.
+MOESAIC_INLINE void add_product(Vec& sum, Vec a, Vec w) { sum = fma(a, w, sum); }
+
+template <class Vector>
+MOESAIC_INLINE void hold(Vector&) {}
 
 MOESAIC_INLINE void store_int16(int16_t* p, Int v) {
     for (int i = 0; i < W; ++i) {
@@ -175,9 +208,9 @@ MOESAIC_INLINE void store_int16(int16_t* p, Int v) {
 
 // Two neighbouring 16-bit numbers, or four bytes, of a row of activations in every lane.
 MOESAIC_INLINE Int broadcast_word(const void* p) {
-    int32_t word;
+    float word;
     std::memcpy(&word, p, 4);
-    return int_set1(word);
+    return as_int(set1(word));  // as a float: Zen 3 takes `vpbroadcastd` for a little more work than `vbroadcastss`
 }
 
 // The even (low) and odd (high) halves of W words, as fp32.

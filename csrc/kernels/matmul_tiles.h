@@ -17,10 +17,14 @@ constexpr int TILE_COLUMNS = TILE_VECTORS * W;
 #if defined(__AVX512F__)
 constexpr int WIDE_ROWS = 12, TILE_ROWS = 12;  // 24 of 32 registers hold sums
 #else
-constexpr int WIDE_ROWS = 3, TILE_ROWS = 6;  // 12 of 16
+constexpr int WIDE_ROWS = 2, TILE_ROWS = 6;  // 8 or 12 of 16
 #endif
 
-// Calls f(integral_constant<int, i>) for i in [0, N).
+// Put before the body of a lambda that a tile is made of.
+#define MOESAIC_ALWAYS __attribute__((always_inline))
+
+// Calls f(integral_constant<int, i>) for i in [0, N). Sums that are only ever named by constants stay in registers; a loop
+// that the compiler unrolls later may leave them in memory.
 template <int N, class F>
 MOESAIC_INLINE void unroll(const F& f) {
     if constexpr (N > 0) {
@@ -38,32 +42,36 @@ MOESAIC_INLINE void with_rows(int64_t count, const F& f) {
     f(std::integral_constant<int, MOST>());
 }
 
+inline int64_t num_row_tiles(int64_t count) { return (count + TILE_ROWS - 1) / TILE_ROWS; }
+
 // Cuts rows [0, count) into as few tiles as can be, of nearly equal size: calls f(first, integral_constant of the size).
 template <class F>
 MOESAIC_INLINE void for_row_tiles(int64_t count, const F& f) {
-    int64_t tiles = (count + TILE_ROWS - 1) / TILE_ROWS;
-    for (int64_t first = 0; tiles > 0; --tiles) {
+    int64_t first = 0;
+    for (int64_t tiles = num_row_tiles(count); tiles > 0; --tiles) {
         const int64_t size = (count - first + tiles - 1) / tiles;
         with_rows<TILE_ROWS>(size, [&](auto m) { f(first, m); });
         first += size;
     }
 }
 
-// Brings a range of bytes into the second-level cache little by little, while a tile of what came before is computed.
-class SlowPrefetch {
+// Bytes that a stream of weights is prefetched ahead of its use: measured on Zen 3, where 4 KiB ahead is a tenth slower.
+constexpr int64_t STREAM_AHEAD = 1024;
+
+// Prefetches into the second-level cache, a little at every step of a tile, the weights that come after those it works on.
+class Ahead {
 public:
-    SlowPrefetch(const char* begin, int64_t bytes, int64_t steps)
-        : next_(begin), end_(begin + bytes), step_(round_up(steps > 0 ? bytes / steps + 1 : bytes, 64)) {}
+    // Bytes [begin, begin + bytes) evenly over `steps` steps.
+    Ahead(const char* begin, int64_t bytes, int64_t steps) : at_(begin), advance_(steps > 0 ? bytes / steps + 1 : 0) {}
 
     MOESAIC_INLINE void step() {
-        const char* stop = end_ - next_ < step_ ? end_ : next_ + step_;
-        for (; next_ < stop; next_ += 64) __builtin_prefetch(next_, 0, 2);
+        __builtin_prefetch(at_, 0, 2);
+        at_ += advance_;
     }
 
 private:
-    const char* next_;
-    const char* end_;
-    int64_t step_;
+    const char* at_;
+    int64_t advance_;
 };
 
 }  // namespace moesaic

@@ -6,7 +6,7 @@
 namespace moesaic {
 namespace {
 
-constexpr int64_t UNIT = 128 << 10, AHEAD = 4096, STEP = 256;
+constexpr int64_t UNIT = 128 << 10, AHEAD = 1024, STEP = 256;
 
 // A checksum, so that the reads are not left out.
 int32_t read(const char* p, int64_t bytes) {
