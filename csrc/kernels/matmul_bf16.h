@@ -40,7 +40,7 @@ __attribute__((noinline)) void bf16_tile(const char* const* rows, const char* w,
 
 inline void bf16_multiply(int64_t inputs, const char* panel, const char* const* rows, int64_t count, float* out) {
     if (count <= WIDE_ROWS)
-        return with_rows<WIDE_ROWS>(count, [&](auto m) { bf16_tile<m>(rows, panel, 0, inputs, out); });
+        return with_rows<1, WIDE_ROWS>(count, [&](auto m) { bf16_tile<m>(rows, panel, 0, inputs, out); });
     for (int64_t begin = 0; begin < inputs; begin += BF16_CHUNK) {
         const int64_t end = begin + BF16_CHUNK < inputs ? begin + BF16_CHUNK : inputs;
         for_row_tiles(count, [&](int64_t first, auto m) {

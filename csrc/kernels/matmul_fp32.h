@@ -106,34 +106,44 @@ void fp32_decode(const char* w, int64_t inputs, float* tile) {
         });
 }
 
+// A chunk of inputs [begin, end) of a panel, of which all rows take TILE_COLUMNS at a time.
+template <class Weights>
+void fp32_chunk(const char* panel, int64_t begin, int64_t end, const char* const* rows, int64_t count, float* out) {
+    const int64_t steps = (end - begin) / Weights::K, bytes = steps * Weights::BYTES;
+    const char* w = panel + begin / Weights::K * Weights::BYTES;
+    const bool decode = Weights::PACKED && count > TILE_ROWS;
+    Ahead ahead(w + bytes, bytes, (decode ? end - begin : steps) * num_row_tiles(count) * (PANEL / TILE_COLUMNS));
+    alignas(64) float decoded[Weights::PACKED ? Weights::CHUNK * TILE_COLUMNS : 1];
+    for (int64_t column = 0; column < PANEL; column += TILE_COLUMNS, w += TILE_COLUMNS * 4, out += TILE_COLUMNS) {
+        if (count <= TILE_ROWS) {
+            if constexpr (WIDE_ROWS < TILE_ROWS)
+                with_rows<WIDE_ROWS + 1, TILE_ROWS>(
+                    count, [&](auto m) { fp32_tile<Weights, m, TILE_VECTORS, false>(rows, w, begin, end, ahead, out); });
+        } else if constexpr (Weights::PACKED) {
+            fp32_decode<Weights>(w, end - begin, decoded);
+            for_row_tiles(count, [&](int64_t first, auto m) {
+                fp32_tile<DecodedWeights, m, TILE_VECTORS, false>(rows + first, reinterpret_cast<const char*>(decoded),
+                                                                  begin, end, ahead, out + first * PANEL);
+            });
+        } else {
+            for_row_tiles(count, [&](int64_t first, auto m) {
+                fp32_tile<Weights, m, TILE_VECTORS, false>(rows + first, w, begin, end, ahead, out + first * PANEL);
+            });
+        }
+    }
+}
+
 template <class Weights>
 void fp32_multiply(int64_t inputs, const char* panel, const char* const* rows, int64_t count, float* out) {
     if (count <= WIDE_ROWS) {
         Ahead none(panel, 0, 0);
-        return with_rows<WIDE_ROWS>(count, [&](auto m) {
+        return with_rows<1, WIDE_ROWS>(count, [&](auto m) {
             fp32_tile<Weights, m, PANEL_VECTORS, true>(rows, panel, 0, inputs, none, out);
         });
     }
-    alignas(64) float decoded[Weights::PACKED ? Weights::CHUNK * TILE_COLUMNS : 1];
-    const bool decode = Weights::PACKED && count > TILE_ROWS;
     for (int64_t begin = 0; begin < inputs; begin += Weights::CHUNK) {
         const int64_t end = begin + Weights::CHUNK < inputs ? begin + Weights::CHUNK : inputs;
-        const int64_t steps = (end - begin) / Weights::K;
-        const char* w = panel + begin / Weights::K * Weights::BYTES;
-        Ahead ahead(w + steps * Weights::BYTES, steps * Weights::BYTES,
-                    (decode ? end - begin : steps) * num_row_tiles(count) * (PANEL / TILE_COLUMNS));
-        for (int64_t column = 0; column < PANEL; column += TILE_COLUMNS) {
-            const char* corner = w + column * 4;
-            if (decode) fp32_decode<Weights>(corner, end - begin, decoded);
-            for_row_tiles(count, [&](int64_t first, auto m) {
-                float* place = out + first * PANEL + column;
-                if (decode)
-                    fp32_tile<DecodedWeights, m, TILE_VECTORS, false>(
-                        rows + first, reinterpret_cast<const char*>(decoded), begin, end, ahead, place);
-                else
-                    fp32_tile<Weights, m, TILE_VECTORS, false>(rows + first, corner, begin, end, ahead, place);
-            });
-        }
+        fp32_chunk<Weights>(panel, begin, end, rows, count, out);
     }
 }
 

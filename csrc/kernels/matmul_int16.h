@@ -51,6 +51,7 @@ struct Span {
     int64_t codes_step;
     const uint16_t* scales;
     int64_t scales_step;
+    bool offsets;  // after the scales
 };
 
 // One step of M rows times V vectors of columns. The fewer of activations and codes stay in registers.
@@ -100,7 +101,7 @@ MOESAIC_INLINE void int16_finish(const ChunkScale* const* scale, int64_t chunk, 
 // M rows times V vectors of columns from `column` on over a span; `w`: its codes, where they lie or widened, `w_step`
 // from a chunk to the next. With STREAM they come from memory in this order, and are prefetched; otherwise `shared` says
 // what is.
-template <class Codes, int M, int V, bool STREAM, bool OFFSETS>
+template <class Codes, int M, int V, bool STREAM>
 __attribute__((noinline)) void int16_tile(const Form& form, const Span& span, int64_t column, const char* w,
                                           int64_t w_step, const char* const* rows, Ahead& shared, float* out) {
     Ahead ahead = shared;
@@ -125,9 +126,12 @@ __attribute__((noinline)) void int16_tile(const Form& form, const Span& span, in
                 ahead.step();
             int16_step<Codes>(x, byte, code, sum);
         }
-        if constexpr (STREAM)
-            for (int line = 0; line < PANEL * 2 * (OFFSETS ? 2 : 1); line += 64) prefetch(code + STREAM_AHEAD + line);
-        int16_finish<M, V, OFFSETS>(scale, chunk, scales, sum, out);
+        if constexpr (STREAM) prefetch(code + STREAM_AHEAD);  // scales and perhaps offsets take one line or two
+        if constexpr (STREAM) prefetch(code + STREAM_AHEAD + 64);
+        if (span.offsets)
+            int16_finish<M, V, true>(scale, chunk, scales, sum, out);
+        else
+            int16_finish<M, V, false>(scale, chunk, scales, sum, out);
         scales += span.scales_step;
     }
     shared = ahead;
@@ -155,51 +159,55 @@ Span span_of(const Form& form, const moesaic_matrix& matrix, const char* panel, 
     const int64_t whole = group != form.chunk;  // chunks are pieces of one group
     const int64_t codes_step = whole ? form.chunk / Codes::K * Codes::BYTES : bytes;
     const char* scales = panel + group / Codes::K * Codes::BYTES + (whole ? 0 : first * bytes);
-    return {first,      begin,      fitting < form.padded ? fitting : form.padded,
-            panel + first * codes_step, codes_step, reinterpret_cast<const uint16_t*>(scales), whole ? 0 : bytes / 2};
+    return {first,
+            begin,
+            fitting < form.padded ? fitting : form.padded,
+            panel + first * codes_step,
+            codes_step,
+            reinterpret_cast<const uint16_t*>(scales),
+            whole ? 0 : bytes / 2,
+            matrix.format.offsets != 0};
 }
 
-template <class Codes, bool OFFSETS>
-void int16_rows(const Form& form, const moesaic_matrix& matrix, const char* panel, const char* const* rows,
-                int64_t count, float* out) {
-    std::memset(out, 0, size_t(count) * PANEL * sizeof(float));
-    if (count <= WIDE_ROWS) {
-        const Span span = span_of<Codes>(form, matrix, panel, 0, form.padded + form.chunk);
-        Ahead none(panel, 0, 0);
-        return with_rows<WIDE_ROWS>(count, [&](auto m) {
-            int16_tile<Codes, m, PANEL_VECTORS, true, OFFSETS>(form, span, 0, span.codes, span.codes_step, rows, none,
-                                                               out);
-        });
-    }
+// A span of a panel, of which all rows take TILE_COLUMNS at a time.
+template <class Codes>
+void int16_span(const Form& form, const Span& span, const char* const* rows, int64_t count, float* out) {
+    const int64_t inputs = span.end - span.begin, bytes = inputs / form.chunk * span.codes_step;
+    const int64_t steps = inputs / (count > TILE_ROWS ? 2 : Codes::K);
+    Ahead ahead(span.codes + bytes, bytes, steps * num_row_tiles(count) * (PANEL / TILE_COLUMNS));
     alignas(64) char widened[INT16_SPAN * TILE_COLUMNS * 2];
-    const int64_t widened_step = form.chunk * TILE_COLUMNS * 2;
-    const bool widen = count > TILE_ROWS;
-    for (int64_t chunk = 0; chunk * form.chunk < form.padded; chunk += INT16_SPAN / form.chunk) {
-        const Span span = span_of<Codes>(form, matrix, panel, chunk, INT16_SPAN);
-        const int64_t inputs = span.end - span.begin, bytes = inputs / form.chunk * span.codes_step;
-        Ahead ahead(span.codes + bytes, bytes,
-                    inputs / (widen ? 2 : Codes::K) * num_row_tiles(count) * (PANEL / TILE_COLUMNS));
-        for (int64_t column = 0; column < PANEL; column += TILE_COLUMNS) {
-            const char* corner = span.codes + column * Codes::COLUMN;
-            if (widen) int16_widen<Codes>(form, span, corner, widened);
-            for_row_tiles(count, [&](int64_t first, auto m) {
-                float* place = out + first * PANEL + column;
-                if (widen)
-                    int16_tile<WidenedCodes<Codes>, m, TILE_VECTORS, false, OFFSETS>(
-                        form, span, column, widened, widened_step, rows + first, ahead, place);
-                else
-                    int16_tile<Codes, m, TILE_VECTORS, false, OFFSETS>(form, span, column, corner, span.codes_step,
-                                                                       rows + first, ahead, place);
-            });
+    const char* w = span.codes;
+    for (int64_t column = 0; column < PANEL; column += TILE_COLUMNS, w += TILE_COLUMNS * Codes::COLUMN) {
+        if (count <= TILE_ROWS) {
+            if constexpr (WIDE_ROWS < TILE_ROWS)
+                with_rows<WIDE_ROWS + 1, TILE_ROWS>(count, [&](auto m) {
+                    int16_tile<Codes, m, TILE_VECTORS, false>(form, span, column, w, span.codes_step, rows, ahead,
+                                                              out + column);
+                });
+            continue;
         }
+        int16_widen<Codes>(form, span, w, widened);
+        for_row_tiles(count, [&](int64_t first, auto m) {
+            int16_tile<WidenedCodes<Codes>, m, TILE_VECTORS, false>(form, span, column, widened,
+                                                                    form.chunk * TILE_COLUMNS * 2, rows + first, ahead,
+                                                                    out + first * PANEL + column);
+        });
     }
 }
 
 template <class Codes>
 void int16_multiply(const Form& form, const moesaic_matrix& matrix, const char* panel, const char* const* rows,
                     int64_t count, float* out) {
-    if (matrix.format.offsets) return int16_rows<Codes, true>(form, matrix, panel, rows, count, out);
-    int16_rows<Codes, false>(form, matrix, panel, rows, count, out);
+    std::memset(out, 0, size_t(count) * PANEL * sizeof(float));
+    if (count <= WIDE_ROWS) {
+        const Span span = span_of<Codes>(form, matrix, panel, 0, form.padded + form.chunk);
+        Ahead none(panel, 0, 0);
+        return with_rows<1, WIDE_ROWS>(count, [&](auto m) {
+            int16_tile<Codes, m, PANEL_VECTORS, true>(form, span, 0, span.codes, span.codes_step, rows, none, out);
+        });
+    }
+    for (int64_t chunk = 0; chunk * form.chunk < form.padded; chunk += INT16_SPAN / form.chunk)
+        int16_span<Codes>(form, span_of<Codes>(form, matrix, panel, chunk, INT16_SPAN), rows, count, out);
 }
 
 }  // namespace moesaic

@@ -48,10 +48,15 @@ __attribute__((noinline)) void int8_tile(const Form& form, int64_t index, const 
 inline void int8_multiply(const Form& form, const moesaic_matrix& matrix, const char* panel, const char* const* rows,
                           int64_t count, float* out) {
     const int64_t groups = form.padded / form.chunk, stride = group_bytes(matrix.format, matrix.cols);
-    for (int64_t group = 0; group < groups; ++group, panel += stride)
-        for_row_tiles(count, [&](int64_t first, auto m) {
+    for (int64_t group = 0; group < groups; ++group, panel += stride) {
+        const auto tile = [&](int64_t first, auto m) {
             int8_tile<m>(form, group, panel, rows + first, out + first * PANEL);
-        });
+        };
+        if (count <= WIDE_ROWS)
+            with_rows<1, WIDE_ROWS>(count, [&](auto m) { tile(0, m); });
+        else
+            for_row_tiles(count, tile);
+    }
 }
 
 }  // namespace moesaic

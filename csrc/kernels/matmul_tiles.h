@@ -1,7 +1,7 @@
 // How a panel of 32 columns and any number of rows are cut into tiles whose sums fit the registers. Shared by engines.
 //
-// Up to WIDE_ROWS rows take a panel at its full width; more of them take it TILE_COLUMNS at a time, which is the same
-// width where vectors have 16 lanes.
+// Up to WIDE_ROWS rows take a panel at its full width; more of them take it TILE_COLUMNS at a time (which is the same
+// width where vectors have 16 lanes), and more than TILE_ROWS in several tiles.
 #pragma once
 
 #include <type_traits>
@@ -33,24 +33,25 @@ MOESAIC_INLINE void unroll(const F& f) {
     }
 }
 
-// Calls f(integral_constant<int, count>) for a count in [1, MOST].
-template <int MOST, class F>
+// Calls f(integral_constant<int, count>) for a count in [LEAST, MOST].
+template <int LEAST, int MOST, class F>
 MOESAIC_INLINE void with_rows(int64_t count, const F& f) {
-    if constexpr (MOST > 1) {
-        if (count < MOST) return with_rows<MOST - 1>(count, f);
+    if constexpr (MOST > LEAST) {
+        if (count < MOST) return with_rows<LEAST, MOST - 1>(count, f);
     }
     f(std::integral_constant<int, MOST>());
 }
 
 inline int64_t num_row_tiles(int64_t count) { return (count + TILE_ROWS - 1) / TILE_ROWS; }
 
-// Cuts rows [0, count) into as few tiles as can be, of nearly equal size: calls f(first, integral_constant of the size).
+// Cuts more than TILE_ROWS rows into as few tiles as can be, of nearly equal size, so that none has less than half of
+// TILE_ROWS: calls f(first, integral_constant of the size).
 template <class F>
 MOESAIC_INLINE void for_row_tiles(int64_t count, const F& f) {
     int64_t first = 0;
     for (int64_t tiles = num_row_tiles(count); tiles > 0; --tiles) {
         const int64_t size = (count - first + tiles - 1) / tiles;
-        with_rows<TILE_ROWS>(size, [&](auto m) { f(first, m); });
+        with_rows<TILE_ROWS / 2, TILE_ROWS>(size, [&](auto m) { f(first, m); });
         first += size;
     }
 }
