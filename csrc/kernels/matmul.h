@@ -40,6 +40,9 @@ struct ChunkScale {
 
 Form form_of(const moesaic_matrix& matrix);
 
+// Whether a prepared row begins with the row as it is, and has nothing else that is read.
+inline bool is_plain(const Form& form) { return form.engine == Engine::FP32 && form.padded == form.cols; }
+
 // x has form.cols elements. NaN and infinities make a chunk's products NaN.
 void prepare_row(const Form& form, const float* x, void* row);
 

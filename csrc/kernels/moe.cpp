@@ -39,25 +39,52 @@ public:
         reserve();
     }
 
+    // Each barrier costs what the slowest thread is late, so what is little work is done outside the region, alone.
     void run() {
+        const int64_t tokens_to_prepare = int64_t(forms_.size()) * count_;
+        const bool prepare_alone = tokens_to_prepare * width_ <= ALONE, sum_alone = count_ * k_ * width_ <= ALONE;
+        const int64_t pieces = (width_ + SUM_COLUMNS - 1) / SUM_COLUMNS;
+        const auto token = [&](int64_t i) { prepare_token(i); };
+        const auto sum = [&](int64_t i) { sum_token(i / pieces, i % pieces * SUM_COLUMNS); };
+        if (prepare_alone) each(tokens_to_prepare, token);
         const Region region(team_size(work() <= SERIAL_WORK ? 1 : gate_up_units_));
         Counter tokens, gate_up, hidden, down, sums;
         region.run([&] {
-            Region::share(tokens, int64_t(forms_.size()) * count_, 1, [&](int64_t i) { prepare_token(i); });
+            if (!prepare_alone) {
+                Region::share(tokens, tokens_to_prepare, 1, token);
+                region.barrier();
+            }
+            Region::share(gate_up, gate_up_units_, gate_up_grain_, [&](int64_t unit) { gate_up_unit(unit); });
             region.barrier();
-            Region::share(gate_up, gate_up_units_, 1, [&](int64_t unit) { gate_up_unit(unit); });
-            region.barrier();
-            Region::share(hidden, int64_t(blocks_.size()), 1, [&](int64_t i) { prepare_hidden(blocks_[size_t(i)]); });
-            region.barrier();
-            Region::share(down, down_units_, 1, [&](int64_t unit) { down_unit(unit); });
-            region.barrier();
-            const int64_t pieces = (width_ + SUM_COLUMNS - 1) / SUM_COLUMNS;
-            Region::share(sums, count_ * pieces, 1, [&](int64_t i) { sum_token(i / pieces, i % pieces * SUM_COLUMNS); });
+            if (!hidden_is_prepared_) {
+                Region::share(hidden, int64_t(blocks_.size()), 1, [&](int64_t i) { prepare_hidden(blocks_[size_t(i)]); });
+                region.barrier();
+            }
+            Region::share(down, down_units_, down_grain_, [&](int64_t unit) { down_unit(unit); });
+            if (!sum_alone) {
+                region.barrier();
+                Region::share(sums, count_ * pieces, 1, sum);
+            }
         });
+        if (sum_alone) each(count_ * pieces, sum);
     }
 
 private:
     static constexpr int64_t SERIAL_WORK = 1 << 17;  // multiply-adds that are not worth a team
+    static constexpr int64_t ALONE = 1 << 15;        // elements that are not worth a barrier
+    static constexpr int64_t UNIT_BYTES = 96 << 10;  // of weights that a thread takes at a time, where rows are few
+
+    template <class Unit>
+    static void each(int64_t total, const Unit& unit) {
+        for (int64_t i = 0; i < total; ++i) unit(i);
+    }
+
+    // Panels that a thread takes at a time: what lies together streams better, but all threads must be done together.
+    int64_t grain(int64_t units, int64_t panel) const {
+        const int64_t few_rows = count_ * k_ <= 4 * int64_t(blocks_.size()) ? UNIT_BYTES / panel : 1;
+        const int64_t most = units / (16 * int64_t(omp_get_max_threads()));
+        return std::max<int64_t>(1, std::min(few_rows, most));
+    }
 
     const moesaic_expert* expert_of(int32_t id) const {
         if (id < 0 || id >= args_.num_experts || args_.slot_of[id] < 0) return nullptr;
@@ -108,10 +135,18 @@ private:
             sorted = block.begin + block.count;
             hidden_size_ = std::max(hidden_size_, block.expert->down.cols);
             prepared_bytes_ = std::max(prepared_bytes_, block.down_form.row_bytes);
+            hidden_is_prepared_ = hidden_is_prepared_ && is_plain(block.down_form);
         }
+        if (!blocks_.empty()) {
+            const moesaic_expert& expert = *blocks_[0].expert;
+            gate_up_grain_ = grain(gate_up_units_, panel_bytes(expert.gate_up.format, expert.gate_up.cols));
+            down_grain_ = grain(down_units_, panel_bytes(expert.down.format, expert.down.cols));
+        }
+        if (hidden_is_prepared_) hidden_size_ = prepared_bytes_ / int64_t(sizeof(float));
         tokens_ = static_cast<char*>(workspace(TOKENS, size_t(tokens_bytes)));
         hidden_rows_ = static_cast<float*>(workspace(HIDDEN, size_t(sorted * hidden_size_) * sizeof(float)));
-        prepared_ = static_cast<char*>(workspace(PREPARED, size_t(sorted * prepared_bytes_)));
+        prepared_ = hidden_is_prepared_ ? reinterpret_cast<char*>(hidden_rows_)
+                                        : static_cast<char*>(workspace(PREPARED, size_t(sorted * prepared_bytes_)));
         outputs_ = static_cast<float*>(workspace(OUTPUTS, size_t(count_ * k_ * width_) * sizeof(float)));
     }
 
@@ -199,7 +234,9 @@ private:
     std::vector<Form> forms_;  // of tokens: as many as the experts want
     std::vector<int64_t> tokens_at_;
     int64_t gate_up_units_ = 0, down_units_ = 0;
-    int64_t hidden_size_ = 0, prepared_bytes_ = 0;  // of a row: elements, bytes
+    int64_t gate_up_grain_ = 1, down_grain_ = 1;
+    bool hidden_is_prepared_ = true;                // every expert's down matrix takes hidden rows as they are
+    int64_t hidden_size_ = 0, prepared_bytes_ = 0;  // from a row to the next: elements, bytes
     int32_t* pair_of_ = nullptr;                    // sorted position -> token * k + choice
     char* tokens_ = nullptr;
     float* hidden_rows_ = nullptr;
