@@ -11,7 +11,7 @@ ARGS   ?=
 # prerequisite whose date changes only when the list does.
 FILES  := $(VENV)/.files
 
-.PHONY: FORCE serve test test-long test-sanitized install dev bench bench-all lint format docs clean
+.PHONY: FORCE serve test test-long test-sanitized test-emulated install dev bench bench-all lint format docs clean
 
 serve: install
 	$(BIN)/python -m moesaic serve $(ARGS)
@@ -32,6 +32,15 @@ test-sanitized: dev
 	MOESAIC_CPU_LIBRARIES=$(abspath $(SANITIZED)) LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	  ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	  $(BIN)/python -m pytest tests/kernels -k "cpu or backends or ops" --timeout 0 $(ARGS)
+
+# The kernels' tests with AVX-512 emulated (libsimde-dev), on machines that do not have it.
+EMULATED := build/emulated
+test-emulated: dev
+	@mkdir -p $(EMULATED)
+	cmake -S . -B $(EMULATED) -DMOESAIC_EMULATE_AVX512=ON > $(EMULATED).log || { cat $(EMULATED).log; exit 1; }
+	cmake --build $(EMULATED) --parallel 2 --target moesaic_cpu moesaic_cpu_avx512 moesaic_cpu_avx512_bf16
+	MOESAIC_CPU_LIBRARIES=$(abspath $(EMULATED)) MOESAIC_EMULATED_ISAS=1 \
+	  $(BIN)/python -m pytest tests/kernels --timeout 0 $(ARGS)
 
 install: $(VENV)/.installed
 dev: $(VENV)/.installed-dev

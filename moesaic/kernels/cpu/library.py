@@ -1,7 +1,8 @@
 """The shared libraries of the C++ backend (csrc/): which there are, which the machine can run, and loading one.
 
 `MOESAIC_ISA` takes another instruction set than the best (avx512_bf16, avx512, avx2, portable);
-`MOESAIC_CPU_LIBRARIES` names a folder to load from, such as one built with sanitizers.
+`MOESAIC_CPU_LIBRARIES` names a folder to load from, such as one built with sanitizers. `MOESAIC_EMULATED_ISAS` takes
+every library of it for one that runs here: AVX-512 emulated, by the CMake option MOESAIC_EMULATE_AVX512.
 """
 
 import ctypes
@@ -26,7 +27,8 @@ def supported_isas() -> tuple[str, ...]:
     detect = _load("libmoesaic_cpu.so")
     detect.moesaic_isas.restype = ctypes.c_char_p
     names: bytes = detect.moesaic_isas()
-    return tuple(name for name in names.decode().split() if _path(f"libmoesaic_cpu_{name}.so").is_file())
+    runnable = ISAS if os.environ.get("MOESAIC_EMULATED_ISAS") else names.decode().split()
+    return tuple(name for name in runnable if _path(f"libmoesaic_cpu_{name}.so").is_file())
 
 
 def isa() -> str:
