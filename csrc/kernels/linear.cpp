@@ -9,7 +9,6 @@ namespace moesaic {
 namespace {
 
 constexpr int64_t SPAN = 1024;       // rows prepared at a time: bounds the workspace
-constexpr int64_t BLOCK_ROWS = 128;  // rows of a unit
 constexpr int64_t SERIAL_ELEMENTS = 1 << 14;  // activations that are not worth a barrier
 constexpr int64_t SERIAL_WORK = 1 << 17;      // multiply-adds that are not worth a team
 

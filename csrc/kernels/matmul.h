@@ -46,9 +46,9 @@ inline bool is_plain(const Form& form) { return form.engine == Engine::FP32 && f
 // x has form.cols elements. NaN and infinities make a chunk's products NaN.
 void prepare_row(const Form& form, const float* x, void* row);
 
-constexpr int64_t MAX_ROWS = 256;  // rows of one `multiply`
+constexpr int64_t BLOCK_ROWS = 128;  // most rows of one `multiply`: with their sums they fit the second-level cache
 
-// out[i][0..31] = row i times panel `panel` of the matrix, 0 < count <= MAX_ROWS. `form` is form_of(matrix).
+// out[i][0..31] = row i times panel `panel` of the matrix, 0 < count <= BLOCK_ROWS. `form` is form_of(matrix).
 void multiply(const Form& form, const moesaic_matrix& matrix, int64_t panel, const char* const* rows, int64_t count,
               float* out);
 

@@ -15,7 +15,6 @@ namespace moesaic {
 namespace {
 
 constexpr int64_t SPAN_BYTES = 64 << 20;  // of the choices' outputs at a time: bounds the workspace
-constexpr int64_t BLOCK_ROWS = 128;       // most rows of a unit
 constexpr int64_t SUM_COLUMNS = 512;      // of a token that one unit sums
 enum Slot { PAIRS, TOKENS, HIDDEN, PREPARED, OUTPUTS };
 
