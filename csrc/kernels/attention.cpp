@@ -445,10 +445,15 @@ void run(const moesaic_paged_attention_args& a) {
             }
         }
     }
-    parallel_for(plan.units, 1, [&](int64_t begin, int64_t end) {
+    const auto work = [&](int64_t begin, int64_t end) {
         Worker<Tile> worker(call);
         for (int64_t unit = begin; unit < end; ++unit) worker.run(unit);
-    });
+    };
+    if (plan.alone) {
+        work(0, plan.units);
+    } else {
+        parallel_for(plan.units, 1, work);
+    }
 }
 
 }  // namespace

@@ -18,6 +18,7 @@ namespace moesaic {
 constexpr int64_t CHUNK = 64;   // keys that are scored, then weighted, together
 constexpr int64_t SPLIT = 512;  // keys between two merges
 constexpr int64_t MAX_ROWS = 96;
+constexpr double LEAST_WORK = 2e5;  // multiplications below which one thread is faster than waking others
 constexpr int64_t UNITS_PER_THREAD = 8;  // what a unit must not exceed: a thread's even share of the work over this
 
 struct SequenceWork {
@@ -33,6 +34,7 @@ struct SequenceWork {
 struct AttentionPlan {
     std::vector<SequenceWork> sequences;
     int64_t units = 0, parts = 0, cut_tiles = 0;
+    bool alone = false;  // one thread computes it all
 
     const SequenceWork& of_unit(int64_t unit) const {
         const auto after = std::upper_bound(sequences.begin(), sequences.end(), unit,
@@ -45,7 +47,7 @@ struct AttentionPlan {
 inline void make_plan(const moesaic_paged_attention_args& a, AttentionPlan& plan) {
     const int64_t group = a.heads / a.cache.heads;
     plan.sequences.clear();
-    double total = 0;
+    double total = 0, products = 0;
     for (int64_t s = 0; s < *a.sequences; ++s) {
         SequenceWork w{};
         w.index = s;
@@ -64,13 +66,14 @@ inline void make_plan(const moesaic_paged_attention_args& a, AttentionPlan& plan
         const int64_t seen = a.window > 0 ? std::min(w.tokens - first, a.window + w.tile_rows / group) : w.tokens;
         w.cost = double(seen) * double(8 + std::min(w.rows, w.tile_rows));
         total += w.cost * double(w.tiles * a.cache.heads);
+        products += double(seen) * double(w.rows * a.cache.heads * (a.cache.key_dim + a.cache.value_dim));
         plan.sequences.push_back(w);
     }
     std::sort(plan.sequences.begin(), plan.sequences.end(), [](const SequenceWork& x, const SequenceWork& y) {
         return x.cost != y.cost ? x.cost > y.cost : x.index < y.index;
     });
-    const int threads = team_size(INT32_MAX);
-    const double most = threads > 1 ? total / double(threads * UNITS_PER_THREAD) : total;
+    plan.alone = products < LEAST_WORK || team_size(INT32_MAX) == 1;
+    const double most = plan.alone ? total : total / double(team_size(INT32_MAX) * UNITS_PER_THREAD);
     plan.units = plan.parts = plan.cut_tiles = 0;
     for (SequenceWork& w : plan.sequences) {
         w.parts = w.cost > most ? w.splits : 1;

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 DType = Literal["float32", "bfloat16", "float16"]
+KVCacheDType = Literal["float32", "bfloat16", "float16", "int8"]
 LoadFormat = Literal["auto", "safetensors", "bin", "dummy"]
 
 
@@ -50,12 +51,14 @@ class CacheConfig:
         block_size: tokens a block.
         memory: bytes for KV, or None to size it by `memory_utilization`.
         memory_utilization: share of the device's memory that weights and KV may take together.
+        dtype: what keys and values are kept in; None for the model's.
     """
 
     block_size: int
     memory: int | None
     memory_utilization: float
     enable_prefix_caching: bool
+    dtype: KVCacheDType | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,6 +80,11 @@ class EngineArgs:
     max_num_batched_tokens: int = arg(2048, "token budget of one step; longer prompts are computed in chunks")
     block_size: int = arg(16, "tokens a KV-cache block")
     enable_prefix_caching: bool = arg(True, "reuse the KV of a prompt's beginning that was computed before")
+    kv_cache_dtype: str = arg(
+        "auto",
+        "what keys and values are kept in; auto takes --dtype's, int8 is codes with a scale for each token and head",
+        choices=("auto", "float32", "bfloat16", "float16", "int8"),
+    )
     kv_cache_memory: str | int | None = arg(
         None, "memory for KV, as 4GiB or bytes; else by the next flag", metavar="SIZE"
     )

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from moesaic.core.config import CacheConfig, DType, EngineConfig, LoadFormat, ModelConfig, SchedulerConfig
+from moesaic.core.config import CacheConfig, DType, EngineConfig, KVCacheDType, LoadFormat, ModelConfig, SchedulerConfig
 from moesaic.core.errors import ConfigError, UnsupportedError
 from moesaic.core.formats import GROUPS
 from moesaic.core.log import get_logger
@@ -141,6 +141,7 @@ def resolve(args: EngineArgs) -> Resolved:
             memory=parse_size(args.kv_cache_memory),
             memory_utilization=args.gpu_memory_utilization or (0.5 if device == "cpu" else 0.9),
             enable_prefix_caching=args.enable_prefix_caching,
+            dtype=cast(KVCacheDType, args.kv_cache_dtype if args.kv_cache_dtype != "auto" else dtype),
         ),
         scheduler=SchedulerConfig(max_num_batched_tokens=args.max_num_batched_tokens, max_num_seqs=args.max_num_seqs),
         device=device,

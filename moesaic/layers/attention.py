@@ -33,7 +33,7 @@ class Attention(Layer):
             self.q_norm = RMSNorm(ctx, spec.head_dim if per_head else spec.q_size, norm_eps)
             self.k_norm = RMSNorm(ctx, spec.head_dim if per_head else spec.kv_size, norm_eps)
         self.cache_spec = KVCacheSpec(
-            spec.num_kv_heads, spec.head_dim, ctx.dtype, tiled=ctx.backends["attention"] == "cpu"
+            spec.num_kv_heads, spec.head_dim, ctx.kv_dtype or ctx.dtype, tiled=ctx.backends["attention"] == "cpu"
         )
         self.inverse_frequencies, self.rope_factor = _shared_frequencies(spec.rope, spec.head_dim, ctx.device)
         self._rope_table = ctx.kernel("rope_table")

@@ -23,7 +23,8 @@ class BuildContext:
     """Where and how layers are built.
 
     Attributes:
-        dtype: of weights and of the KV cache.
+        dtype: of weights.
+        kv_dtype: of the KV cache; None for the same.
         group: the ranks that share each layer.
         backends: who computes each family of operations.
         formats: how a weight is packed, by its canonical name; None for plain floating-point numbers of `dtype`.
@@ -35,6 +36,7 @@ class BuildContext:
     device: torch.device
     dtype: torch.dtype
     group: ProcessGroup = SINGLE
+    kv_dtype: torch.dtype | None = None
     backends: Mapping[str, str] = field(default_factory=lambda: REFERENCE)
     formats: Callable[[str], WeightFormat] | None = None
     moe_block_size: int = 0

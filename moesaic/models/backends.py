@@ -11,12 +11,18 @@ log = get_logger(__name__)
 
 
 def choose_backends(
-    spec: ModelSpec, device: torch.device, dtype: torch.dtype, block_size: int, wanted: str = "auto"
+    spec: ModelSpec,
+    device: torch.device,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
+    block_size: int,
+    wanted: str = "auto",
 ) -> dict[str, str]:
     """Family of operations -> backend, for a whole model.
 
     Args:
-        dtype: of weights and cache.
+        dtype: of weights.
+        kv_dtype: of the cache.
         wanted: "auto" for the best that can serve each family, or a backend that must serve all.
 
     Raises:
@@ -36,8 +42,9 @@ def choose_backends(
         "router": _unique(_router_options(layer.ffn) for layer in spec.layers if isinstance(layer.ffn, MoESpec)),
     }
     for family, asked in options.items():
+        kept = str(kv_dtype) if family == "attention" else weights
         cases = [
-            Case(family=family, device=kind, activations=activations, weights=weights, options=o) for o in asked or [()]
+            Case(family=family, device=kind, activations=activations, weights=kept, options=o) for o in asked or [()]
         ]
         chosen[family] = choose(cases, wanted)
     _say(chosen, device, wanted)

@@ -35,11 +35,13 @@ def spec_of(config: dict[str, Any], where: str = "config.json") -> tuple[Archite
 LEAST_CACHED = 64 << 20  # bytes of packed weights from which a start gains by finding them packed
 
 
-def load_model(config: ModelConfig, device: str, block_size: int = 16, progress: bool = True) -> "Decoder":
+def load_model(
+    config: ModelConfig, device: str, block_size: int = 16, progress: bool = True, kv_dtype: str | None = None
+) -> "Decoder":
     """The model, its parameters filled. Raises ConfigError or CheckpointError.
 
     Args:
-        block_size: of the cache that it will be run on.
+        block_size, kv_dtype: of the cache that it will be run on; None for the model's dtype.
     """
     import torch
 
@@ -57,7 +59,8 @@ def load_model(config: ModelConfig, device: str, block_size: int = 16, progress:
     )
     source = None if config.load_format == "dummy" else open_source(config.path, config.load_format)
     where, dtype = torch.device(device), getattr(torch, config.dtype)
-    backends = choose_backends(spec, where, dtype, block_size, config.moe_backend)
+    cache_dtype = dtype if kv_dtype is None else getattr(torch, kv_dtype)
+    backends = choose_backends(spec, where, dtype, cache_dtype, block_size, config.moe_backend)
     if plan.quantised and backends["matrices"] != "cpu":
         raise UnsupportedError(
             f"quantised weights need the C++ kernels, but {backends['matrices']} ones compute here, for the reason in "
@@ -65,7 +68,14 @@ def load_model(config: ModelConfig, device: str, block_size: int = 16, progress:
         )
     model = Decoder(
         spec,
-        BuildContext(where, dtype, backends=backends, formats=plan.format_of, moe_block_size=config.moe_block_size),
+        BuildContext(
+            where,
+            dtype,
+            kv_dtype=cache_dtype,
+            backends=backends,
+            formats=plan.format_of,
+            moe_block_size=config.moe_block_size,
+        ),
     )
     parameters = dict(model.named_views())
     check_plan(plan, parameters)

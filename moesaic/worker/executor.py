@@ -23,7 +23,7 @@ class LocalExecutor:
     def __init__(self, config: EngineConfig, explicit_len: bool) -> None:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        self.model = load_model(config.model, config.device, config.cache.block_size)
+        self.model = load_model(config.model, config.device, config.cache.block_size, kv_dtype=config.cache.dtype)
         specs = self.model.cache_specs()
         self.kv = plan_kv(config, specs, self.model.weight_bytes(), explicit_len)
         caches = [spec.allocate(self.kv.num_blocks, config.cache.block_size, config.device) for spec in specs]

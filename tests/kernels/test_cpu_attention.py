@@ -72,7 +72,8 @@ class Case:
         batch = self.batch(parts, indirect)
         query = torch.cat([self.queries[s][start:end] for s, start, end in parts])
         cache = self.cache if module is cpu else self.expected
-        return module.paged_attention(query, cache, module.plan_attention(batch, cache, window), 0.3, **options)
+        scale = 1.2 * self.spec.head_dim**-0.5
+        return module.paged_attention(query, cache, module.plan_attention(batch, cache, window), scale, **options)
 
     def compare(self, parts, isa, **options):
         out, expected = (self.attend(parts, module=module, **options) for module in (cpu, oracle))
