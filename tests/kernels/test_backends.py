@@ -84,7 +84,7 @@ def spec(tiny_model):
 
 
 def chosen(spec, device="cpu", dtype=torch.bfloat16, **kwargs):
-    return choose_backends(spec, torch.device(device), dtype, 16, **kwargs)
+    return choose_backends(spec, torch.device(device), dtype, dtype, 16, **kwargs)
 
 
 def test_the_cpu_backend_serves_whatever_it_can(spec):
