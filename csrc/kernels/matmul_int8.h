@@ -31,8 +31,8 @@ __attribute__((noinline)) void int8_tile(const Form& form, int64_t index, const 
         const Int w0 = int_load(w), w1 = int_load(w + 64);
         unroll<M>([&](auto m) MOESAIC_ALWAYS {
             const Int quad = broadcast_word(x[m] + k);
-            sum[m][0] = _mm512_dpbusd_epi32(sum[m][0], quad, w0);
-            sum[m][1] = _mm512_dpbusd_epi32(sum[m][1], quad, w1);
+            add_dot_quads(sum[m][0], quad, w0);
+            add_dot_quads(sum[m][1], quad, w1);
         });
     }
     unroll<M>([&](auto m) MOESAIC_ALWAYS {

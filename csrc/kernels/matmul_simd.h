@@ -38,14 +38,28 @@ MOESAIC_INLINE Int load_byte_pairs(const void* p) {
     return _mm512_cvtepi8_epi16(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
 }
 
-// sum += a.low * w.low + a.high * w.high in every lane.
+// sum += a.low * w.low + a.high * w.high in every lane. As assembly: gcc 12 moves sums to and fro around its own intrinsics
+// of these instructions, more than half of the time of a large tile.
 MOESAIC_INLINE void add_dot_pairs(Int& sum, Int a, Int w) {
-#if defined(__AVX512VNNI__)
-    sum = _mm512_dpwssd_epi32(sum, a, w);
-#else
+#if defined(MOESAIC_EMULATE_AVX512)
     sum = _mm512_add_epi32(sum, _mm512_madd_epi16(a, w));
+#elif defined(__AVX512VNNI__)
+    asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(w));
+#else
+    asm("vpaddd %1, %0, %0" : "+v"(sum) : "v"(_mm512_madd_epi16(a, w)));
 #endif
 }
+
+#if defined(__AVX512VNNI__)
+// sum += the four products of a's unsigned and w's signed bytes in every lane.
+MOESAIC_INLINE void add_dot_quads(Int& sum, Int a, Int w) {
+#if defined(MOESAIC_EMULATE_AVX512)
+    sum = _mm512_dpbusd_epi32(sum, a, w);
+#else
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(w));
+#endif
+}
+#endif
 
 // sum += a * w.
 MOESAIC_INLINE void add_product(Vec& sum, Vec a, Vec w) { sum = fma(a, w, sum); }
