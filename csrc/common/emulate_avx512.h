@@ -85,6 +85,8 @@ inline To truncate(__m512i v) {
 
 }  // namespace emulated
 
+#undef _mm512_madd_epi16  // SIMDe has its masked form under this name
+#define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)
 #define _mm512_maskz_loadu_ps(mask, p) emulated::loadu(mask, p)
 #define _mm512_mask_storeu_ps(p, mask, v) emulated::storeu(p, mask, v)
 #define _mm512_cvtepi32_ps(v) emulated::to_float(v)

@@ -41,7 +41,9 @@ MOESAIC_INLINE Int load_byte_pairs(const void* p) {
 // sum += a.low * w.low + a.high * w.high in every lane. As assembly: gcc 12 moves sums to and fro around its own intrinsics
 // of these instructions, more than half of the time of a large tile.
 MOESAIC_INLINE void add_dot_pairs(Int& sum, Int a, Int w) {
-#if defined(MOESAIC_EMULATE_AVX512)
+#if defined(MOESAIC_EMULATE_AVX512) && defined(__AVX512VNNI__)
+    sum = _mm512_dpwssd_epi32(sum, a, w);
+#elif defined(MOESAIC_EMULATE_AVX512)
     sum = _mm512_add_epi32(sum, _mm512_madd_epi16(a, w));
 #elif defined(__AVX512VNNI__)
     asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(w));

@@ -14,17 +14,16 @@
 namespace moesaic {
 namespace {
 
-constexpr int64_t SPAN_BYTES = 64 << 20;  // of the choices' outputs at a time: bounds the workspace
+constexpr int64_t SPAN_BYTES = 32 << 20;  // of the choices' outputs at a time: bounds the workspace
 constexpr int64_t SUM_COLUMNS = 512;      // of a token that one unit sums
 enum Slot { PAIRS, TOKENS, HIDDEN, PREPARED, OUTPUTS };
 
 // Some rows of one expert.
 struct Block {
     const moesaic_expert* expert;
-    int64_t begin, count;      // in sorted order
-    int64_t gate_up_unit;      // its first unit of each product
-    int64_t down_unit;
-    int32_t form;              // index of its tokens' form
+    int64_t begin, count;             // in sorted order
+    int64_t gate_up_unit, down_unit;  // its first unit of each product
+    int32_t form;                     // index of its tokens' form
     Form down_form;
 };
 
@@ -71,18 +70,15 @@ public:
 private:
     static constexpr int64_t SERIAL_WORK = 1 << 17;  // multiply-adds that are not worth a team
     static constexpr int64_t ALONE = 1 << 15;        // elements that are not worth a barrier
-    static constexpr int64_t UNIT_BYTES = 96 << 10;  // of weights that a thread takes at a time, where rows are few
 
     template <class Unit>
     static void each(int64_t total, const Unit& unit) {
         for (int64_t i = 0; i < total; ++i) unit(i);
     }
 
-    // Panels that a thread takes at a time: what lies together streams better, but all threads must be done together.
-    int64_t grain(int64_t units, int64_t panel) const {
-        const int64_t few_rows = count_ * k_ <= 4 * int64_t(blocks_.size()) ? UNIT_BYTES / panel : 1;
-        const int64_t most = units / (16 * int64_t(omp_get_max_threads()));
-        return std::max<int64_t>(1, std::min(few_rows, most));
+    int64_t grain(const moesaic_matrix& matrix, int64_t units) const {
+        const bool few_rows = count_ * k_ <= FEW_ROWS * int64_t(blocks_.size());
+        return few_rows ? stream_grain(units, panel_bytes(matrix.format, matrix.cols)) : 1;
     }
 
     const moesaic_expert* expert_of(int32_t id) const {
@@ -137,9 +133,8 @@ private:
             hidden_is_prepared_ = hidden_is_prepared_ && is_plain(block.down_form);
         }
         if (!blocks_.empty()) {
-            const moesaic_expert& expert = *blocks_[0].expert;
-            gate_up_grain_ = grain(gate_up_units_, panel_bytes(expert.gate_up.format, expert.gate_up.cols));
-            down_grain_ = grain(down_units_, panel_bytes(expert.down.format, expert.down.cols));
+            gate_up_grain_ = grain(blocks_[0].expert->gate_up, gate_up_units_);
+            down_grain_ = grain(blocks_[0].expert->down, down_units_);
         }
         if (hidden_is_prepared_) hidden_size_ = prepared_bytes_ / int64_t(sizeof(float));
         tokens_ = static_cast<char*>(workspace(TOKENS, size_t(tokens_bytes)));
