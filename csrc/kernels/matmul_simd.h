@@ -224,9 +224,15 @@ MOESAIC_INLINE void store_int16(int16_t* p, Int v) {
 
 // Two neighbouring 16-bit numbers, or four bytes, of a row of activations in every lane.
 MOESAIC_INLINE Int broadcast_word(const void* p) {
-    float word;
+#if defined(__AVX2__)
+    float word;  // as a float: Zen 3 takes `vpbroadcastd` for a little more work than `vbroadcastss`
     std::memcpy(&word, p, 4);
-    return as_int(set1(word));  // as a float: Zen 3 takes `vpbroadcastd` for a little more work than `vbroadcastss`
+    return as_int(set1(word));
+#else
+    int32_t word;
+    std::memcpy(&word, p, 4);
+    return int_set1(word);
+#endif
 }
 
 // The even (low) and odd (high) halves of W words, as fp32.
