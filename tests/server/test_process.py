@@ -63,12 +63,12 @@ def test_sigterm_while_loading():
 
 def test_sigterm_while_streaming():
     """A short request ends in its grace, a long one with an error that says why; then nothing is left."""
-    with RealServer("--grace-seconds", "3") as server:
+    with RealServer("--grace-seconds", "2") as server:
         engine = server.engine_pid
         client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
         asked = {"model": "moe-model", "prompt": "x", "stream": True, "extra_body": {"ignore_eos": True}}
         short = client.completions.create(**asked, max_tokens=20)
-        long = client.completions.create(**asked, max_tokens=2000, n=4)
+        long = client.completions.create(**asked, max_tokens=2000, n=48)
         next(long)
         server.signal(signal.SIGTERM)
         assert list(short)[-1].choices[0].finish_reason == "length"
