@@ -178,7 +178,7 @@ struct Vec {
     for (int i = 0; i < W; ++i) r.lane[i] = (expression); \
     return r
 
-MOESAIC_INLINE Vec set1(float x) { return {Vec{}.lane + x}; }
+MOESAIC_INLINE Vec set1(float x) { MOESAIC_LANES(x); }
 MOESAIC_INLINE Vec zero() { return Vec{}; }
 MOESAIC_INLINE Vec load(const float* p) {
     Vec r;
