@@ -43,7 +43,7 @@ def isa() -> str:
         raise Unavailable("no library of kernels is built; `pip install` of the package builds them")
     wanted = os.environ.get("MOESAIC_ISA") or usable[0]
     if wanted not in ISAS:
-        raise ConfigError(unknown_name("MOESAIC_ISA", wanted, ISAS))
+        raise ConfigError(f"{unknown_name('MOESAIC_ISA', wanted, ISAS)}; there are {', '.join(ISAS)}")
     if wanted not in usable:
         raise ConfigError(f"MOESAIC_ISA is {wanted}, but this machine can run {', '.join(usable)}")
     return wanted
