@@ -65,6 +65,33 @@ struct Scores {
     float softcap;
 };
 
+// What a new largest score leaves of the old sum: e^(before - max).
+MOESAIC_INLINE float shrink(float before, float max) { return before == max ? 1.0f : exp_of(before - max); }
+
+// `weigh` of a whole chunk of WIDTH scores that need nothing else, the usual case: the same steps, unrolled.
+template <int WIDTH>
+MOESAIC_INLINE float weigh_all(float* s, float& max, float* sum) {
+    constexpr int N = WIDTH / W;
+    Vec x[N];
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) x[i] = load(s + i * W);
+    Vec top = set1(max);
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) top = moesaic::max(top, x[i]);
+    const float before = max;
+    max = reduce_max(top);
+    const float factor = shrink(before, max);
+    Vec total = mul(load(sum), set1(factor));
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) {
+        const Vec p = exp(sub(x[i], set1(max)));
+        total = add(total, p);
+        store(s + i * W, p);
+    }
+    store(sum, total);
+    return factor;
+}
+
 // One row's scores s[begin, end) become weights, of all `width` columns; those outside count for nothing and become 0.
 // Returns the factor on what was summed before.
 inline float weigh(float* s, int64_t begin, int64_t end, int64_t width, const Scores& how, float& max, float* sum) {
@@ -80,7 +107,7 @@ inline float weigh(float* s, int64_t begin, int64_t end, int64_t width, const Sc
     }
     const float before = max;
     max = reduce_max(top);
-    const float factor = before == max ? 1.0f : exp_of(before - max);
+    const float factor = shrink(before, max);
     Vec total = mul(load(sum), set1(factor));
     int64_t i = 0;
     for (; i < first; i += W) store(s + i, zero());

@@ -21,7 +21,7 @@ namespace moesaic {
 constexpr int NV = TILE / W;                // vectors of a step
 constexpr int ROWS = W == 16 ? 12 : 6;      // rows computed together: what the registers hold
 
-MOESAIC_INLINE void prefetch(const char* p) { __builtin_prefetch(p, 0, 2); }
+MOESAIC_INLINE void prefetch(const char* p) { __builtin_prefetch(p, 0, 3); }
 
 // How the elements of a tile are read. A: an element of the other operand. T: a stored element. A step holds COUNT
 // numbers for each lane; `load` decodes number s of step i.
@@ -184,6 +184,12 @@ inline void transpose(const float* in, float* out) {
     for (int i = 0; i < TILE; ++i)
         for (int j = 0; j < TILE; ++j) out[j * TILE + i] = in[i * TILE + j];
 #endif
+}
+
+// Keys [8 pairs of numbers][16 tokens][2] as values [8 pairs of tokens][16 numbers][2].
+inline void transpose_pairs(const uint16_t* in, uint16_t* out) {
+    for (int d = 0; d < TILE; ++d)
+        for (int t = 0; t < TILE; ++t) out[(t / 2 * TILE + d) * 2 + t % 2] = in[(d / 2 * TILE + t) * 2 + d % 2];
 }
 
 }  // namespace moesaic

@@ -5,7 +5,6 @@ the runs of a benchmark, with as many threads; figures are set against what was 
 """
 
 import ctypes
-import mmap
 from collections.abc import Callable
 from functools import cache
 from statistics import median
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from moesaic.core.errors import MoesaicError
+from moesaic.kernels.cpu.arena import allocate
 from moesaic.kernels.cpu.library import Unavailable, library
 
 STREAM_BYTES = 256 << 20  # many times any cache
@@ -38,10 +38,7 @@ class Stream:
     """
 
     def __init__(self, size: int = STREAM_BYTES) -> None:
-        self._memory = mmap.mmap(-1, size)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
-        self._values = torch.frombuffer(self._memory, dtype=torch.float32)
+        self._values = allocate(size).view(torch.float32)
         self._values.fill_(1.0)  # pages that nobody wrote are all one page, which stays in the cache
         function = _stream_read()
         self.reader = "torch.sum" if function is None else "moesaic_stream_read"

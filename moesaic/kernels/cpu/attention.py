@@ -6,14 +6,13 @@ multiples of 16 fastest.
 
 import ctypes
 import math
-import mmap
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from moesaic.core.batch import Batch
+from moesaic.kernels.cpu.arena import allocate
 from moesaic.kernels.cpu.calls import Kernel, pointer
 from moesaic.kernels.cpu.library import library
 from moesaic.kernels.kv_cache import KVCacheSpec
@@ -31,7 +30,6 @@ __all__ = [
 ]
 
 KV_KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3}
-HUGE_PAGE = 2 << 20
 
 
 class Cache(ctypes.Structure):
@@ -172,17 +170,7 @@ def new_cache(spec: KVCacheSpec, num_blocks: int, block_size: int) -> TiledCache
     if reason is not None:
         raise ValueError(reason)
     size = spec.bytes_per_block(block_size)
-    return TiledCache(spec, block_size, _huge(num_blocks * size).view(num_blocks, size))
-
-
-def _huge(size: int) -> Tensor:
-    """`[size]` uint8 zeros that begin on a huge page; the system gives them when they are touched."""
-    memory = mmap.mmap(-1, max(size, 1) + HUGE_PAGE)
-    if hasattr(mmap, "MADV_HUGEPAGE") and size >= HUGE_PAGE:
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    array = np.frombuffer(memory, np.uint8)
-    start = -array.ctypes.data % HUGE_PAGE
-    return torch.from_numpy(array[start : start + size])
+    return TiledCache(spec, block_size, allocate(num_blocks * size).view(num_blocks, size))
 
 
 def block_bytes(spec: KVCacheSpec, block_size: int) -> int:
