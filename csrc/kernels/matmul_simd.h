@@ -28,6 +28,10 @@ template <int BITS>
 MOESAIC_INLINE Int shift_right_signed(Int a) {
     return _mm512_srai_epi32(a, BITS);
 }
+template <int BITS>
+MOESAIC_INLINE Int shift_right_halves(Int a) {
+    return _mm512_srli_epi16(a, BITS);
+}
 MOESAIC_INLINE Int to_int(Vec v) { return _mm512_cvtps_epi32(v); }  // to nearest even
 MOESAIC_INLINE Vec to_float(Int v) { return _mm512_cvtepi32_ps(v); }
 MOESAIC_INLINE Vec as_float(Int v) { return _mm512_castsi512_ps(v); }
@@ -94,6 +98,10 @@ MOESAIC_INLINE Int shift_right(Int a) {
 template <int BITS>
 MOESAIC_INLINE Int shift_right_signed(Int a) {
     return _mm256_srai_epi32(a, BITS);
+}
+template <int BITS>
+MOESAIC_INLINE Int shift_right_halves(Int a) {
+    return _mm256_srli_epi16(a, BITS);
 }
 MOESAIC_INLINE Int to_int(Vec v) { return _mm256_cvtps_epi32(v); }  // to nearest even
 MOESAIC_INLINE Vec to_float(Int v) { return _mm256_cvtepi32_ps(v); }
@@ -171,6 +179,13 @@ MOESAIC_INLINE Int shift_right(Int a) {
 template <int BITS>
 MOESAIC_INLINE Int shift_right_signed(Int a) {
     return int_lanes([&](int i) { return a.lane[i] >> BITS; });
+}
+template <int BITS>
+MOESAIC_INLINE Int shift_right_halves(Int a) {
+    return int_lanes([&](int i) {
+        const uint32_t x = uint32_t(a.lane[i]);
+        return int32_t((x & 0xffff) >> BITS | x >> (16 + BITS) << 16);
+    });
 }
 MOESAIC_INLINE Int to_int(Vec v) {  // to nearest even; beyond the range and NaN as the vector instructions do
     return int_lanes([&](int i) {

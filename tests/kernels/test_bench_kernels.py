@@ -14,10 +14,11 @@ def test_each_kernel_and_format_has_a_time_and_a_share(monkeypatch):
     for name, value in {"HIDDEN": 64, "INTERMEDIATE": 32, "EXPERTS": 8, "TOP_K": 2, "COLD_BYTES": 1 << 16}.items():
         monkeypatch.setattr(kernels, name, value)
     monkeypatch.setattr(kernels, "SAMPLE_SECONDS", 0)
+    monkeypatch.setattr(kernels, "WARM_SECONDS", 0)
     monkeypatch.setattr(kernels, "TOKENS", (1, 64))
     monkeypatch.setattr(kernels, "Stream", lambda: limits.Stream(1 << 20))
     figures = kernels.figures(threads=1, runs=2)
     cases = {figure.case for figure in figures}
     assert len(cases) == 2 * 2 * len(kernels.FORMATS) and len(figures) == 3 * len(cases)
     assert all(len(figure.samples) == 2 and figure.value > 0 for figure in figures)
-    assert {figure.metric for figure in figures if "T=1" in figure.case} == {"call", "rate", "share of stream"}
+    assert {figure.metric for figure in figures if "T=1" in figure.case} == {"call", "rate", "share"}

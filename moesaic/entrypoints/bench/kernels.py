@@ -13,7 +13,7 @@ from time import perf_counter
 import torch
 
 from moesaic.core.formats import WeightFormat
-from moesaic.entrypoints.bench.limits import Stream, gemm_kind, gemm_peak
+from moesaic.entrypoints.bench.limits import GIGA, Stream, gemm_kind, gemm_peak
 from moesaic.entrypoints.bench.report import Figure
 from moesaic.kernels.cpu.arena import Arena
 from moesaic.kernels.cpu.matmul import PackedExperts, fused_moe, linear
@@ -24,14 +24,14 @@ FORMATS = (
     WeightFormat("f32"),
     WeightFormat("bf16"),
     WeightFormat("w8", 128),
-    WeightFormat("w4", 128),
+    WeightFormat("w4", 128, True),
     WeightFormat("w4", 32, True),
     WeightFormat("w8a8", 128),
 )
 TOKENS = (1, 4, 16, 64, 512)
-FEW_TOKENS = 16  # up to here memory bounds a call, beyond it arithmetic does
 COLD_BYTES = 256 << 20  # of weights that are rotated over
 SAMPLE_SECONDS = 0.03  # one sample takes at least about so long
+WARM_SECONDS = 0.2  # of calls before the first sample: fresh memory is slow at first on virtual machines
 PAGE = 4096
 
 
@@ -58,26 +58,28 @@ def figures(threads: int, runs: int) -> list[Figure]:
         layers = _layers(format)
         for tokens in TOKENS:
             call = _experts_call(layers, tokens)
-            found += _figures(f"threads={threads} experts {format} T={tokens}", call, format, tokens, stream, runs)
+            found += _figures(f"threads={threads} experts {format} T={tokens}", call, format, stream, runs)
         matrices = _matrices(format)
         for tokens in TOKENS:
             call = _linear_call(matrices, tokens)
-            found += _figures(f"threads={threads} linear {format} T={tokens}", call, format, tokens, stream, runs)
+            found += _figures(f"threads={threads} linear {format} T={tokens}", call, format, stream, runs)
     return found
 
 
-def _figures(case: str, call: Call, format: WeightFormat, tokens: int, stream: Stream, runs: int) -> list[Figure]:
-    repeats = max(1, round(SAMPLE_SECONDS / _seconds(call.run, 1)))
+def _figures(case: str, call: Call, format: WeightFormat, stream: Stream, runs: int) -> list[Figure]:
+    _seconds(call.run, 1 + round(WARM_SECONDS / _seconds(call.run, 1)))
+    repeats = max(1, round(SAMPLE_SECONDS / _seconds(call.run, 3)))
     times, rates, shares = [], [], []
-    limit = "stream" if tokens <= FEW_TOKENS else f"{gemm_kind(format.kind)} product"
+    read_bound = True
     for _ in range(runs):
         seconds = _seconds(call.run, repeats)
-        floor = call.bytes / stream.read() if limit == "stream" else call.operations / gemm_peak(gemm_kind(format.kind))
+        reading, computing = call.bytes / stream.read(), call.operations / gemm_peak(gemm_kind(format.kind))
+        read_bound = reading >= computing
         times.append(seconds * 1e3)
-        rates.append(call.bytes / seconds / 1e9 if limit == "stream" else call.operations / seconds / 1e9)
-        shares.append(floor / seconds)
-    unit = "GB/s" if limit == "stream" else "GFLOP/s"
-    measured = (("call", "ms", times), ("rate", unit, rates), (f"share of {limit}", "", shares))
+        rates.append((call.bytes if read_bound else call.operations) / seconds / GIGA)
+        shares.append(max(reading, computing) / seconds)
+    unit = "GB/s" if read_bound else "GFLOP/s"
+    measured = (("call", "ms", times), ("rate", unit, rates), ("share", "of the limit", shares))
     return [
         Figure(bench="kernels", case=case, metric=metric, unit=unit, samples=samples)
         for metric, unit, samples in measured
