@@ -167,7 +167,7 @@ def _rest() -> Iterator[Bar]:
     )
     yield Bar(group, f"{name}, w4a16, ms", "overhead", case.format("w4a16"), outside, most=0.25)
     group = "accuracy"
-    for metric in ("logits, error of the median token", "logits, error over all tokens"):
+    for metric in ("logits, error of the median token", "logits, error over all tokens, float32's routing"):
         yield Bar(group, f"w8a16, {metric}", "quality", r"w8a16$", metric, most=0.01)
     for metric in ("additions, chat", "additions, bare", "JSON parses", "JSON has the keys"):
         for kind, most in (("w8a16", 0.5), ("w4a16", 2.0)):

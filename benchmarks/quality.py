@@ -10,7 +10,8 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -27,6 +28,8 @@ from moesaic.core.errors import MoesaicError
 from moesaic.engine.args import EMBEDDED_MODEL
 from moesaic.entrypoints.bench.report import PIPE_WIDTH, Figure
 from moesaic.entrypoints.bench.workload import random_prompts
+from moesaic.experts.layer import MoE
+from moesaic.experts.routing import Routing
 from tools.train_embedded import arithmetic, prose, structured
 from tools.train_embedded.evaluate import shape
 from tools.train_embedded.tokenizer import ASSISTANT, END, USER
@@ -89,12 +92,16 @@ def held_out_text(count: int, seed: int = 0) -> list[Text]:
     return texts
 
 
+Routings = dict[int, list[Routing]]  # layer -> of each call of it, in order
+
+
 @dataclass
 class Result:
     """What one precision gave."""
 
     figures: dict[str, tuple[float, str]] = field(default_factory=dict)  # metric -> value, unit
     logits: list[Tensor] = field(default_factory=list)
+    routings: Routings = field(default_factory=dict)  # of `logits`
 
 
 @contextmanager
@@ -116,25 +123,61 @@ def kept_logits(llm: LLM) -> Iterator[list[Tensor]]:
         del model.logits
 
 
-def logits_of(llm: LLM, prompts: Sequence[list[int]]) -> list[Tensor]:
-    """The logits at every token of each prompt, one prompt at a time."""
+@contextmanager
+def routed(llm: LLM, forced: Routings | None) -> Iterator[Routings]:
+    """Each MoE layer's routing meanwhile: kept, or, if there are `forced` ones, replaced by them call after call."""
+    layers = [layer for layer in llm.llm_engine.engine.executor.model.modules() if isinstance(layer, MoE)]
+    kept: Routings = {index: [] for index in range(len(layers))}
+
+    def wrap(index: int, layer: MoE) -> Callable[[Tensor], Routing]:
+        plain, given = layer.route, iter(forced[index] if forced else ())
+
+        def route(hidden: Tensor) -> Routing:
+            routing = next(given) if forced else plain(hidden)
+            kept[index].append(replace(routing, ids=routing.ids.clone(), weights=routing.weights.clone()))
+            return routing
+
+        return route
+
+    for index, layer in enumerate(layers):
+        layer.route = wrap(index, layer)  # type: ignore[assignment]
+    try:
+        yield kept
+    finally:
+        for layer in layers:
+            del layer.route
+
+
+def logits_of(llm: LLM, prompts: Sequence[list[int]], forced: Routings | None = None) -> tuple[list[Tensor], Routings]:
+    """The logits at every token of each prompt, one prompt at a time, and the routing behind them."""
     params = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True, prompt_logprobs=0)
-    with kept_logits(llm) as kept:
+    with kept_logits(llm) as kept, routed(llm, forced) as routings:
         for prompt in prompts:
             llm.generate([prompt], params, use_tqdm=False)
-    return kept
+    return kept, routings
 
 
 def relative_errors(ours: Sequence[Tensor], exact: Sequence[Tensor]) -> tuple[float, float]:
     """|ours - exact| / |exact| of the median token, and over all; each row less its mean, on which nothing depends.
 
     The two differ where a token's router was nearly undecided: another expert answers, whatever the precision, and a
-    few tokens with errors of a half outweigh all others in the second figure.
+    few tokens with errors of a half outweigh all others in the second figure. With the oracle's routing forced on both,
+    the second figure is what the precision does to the products alone.
     """
     a, b = (torch.cat(list(rows)).double() for rows in (ours, exact))  # [T, V]
     a, b = (rows - rows.mean(-1, keepdim=True) for rows in (a, b))
     each = (a - b).norm(dim=-1) / b.norm(dim=-1)
     return float(each.median()), float((a - b).norm() / b.norm())
+
+
+def changed_routing(ours: Routings, exact: Routings) -> float:
+    """The share of choices (token, layer, expert) that the other run did not make."""
+    lost = total = 0
+    for layer, calls in exact.items():
+        for a, b in zip(ours[layer], calls, strict=True):
+            lost += int((a.ids[:, :, None] != b.ids[:, None, :]).all(-1).sum())
+            total += b.ids.numel()
+    return lost / total
 
 
 def perplexities(llm: LLM, texts: Sequence[Text]) -> dict[str, float]:
@@ -196,8 +239,8 @@ def json_scores(llm: LLM, count: int) -> tuple[float, float]:
     return valid / count, keys / count
 
 
-def measure_embedded(llm: LLM, count: int) -> Result:
-    """Perplexities, scores and logits of the embedded model."""
+def measure_embedded(llm: LLM, exact: Result | None, count: int) -> Result:
+    """Perplexities, scores and logits of the embedded model; `exact` is the oracle's result."""
     texts = held_out_text(count)
     result = Result()
     for domain, value in perplexities(llm, texts).items():
@@ -212,14 +255,29 @@ def measure_embedded(llm: LLM, count: int) -> Result:
     result.figures["JSON has the keys"] = keys, "share"
     assert llm.tokenizer is not None
     whole = [llm.tokenizer.encode(text.prompt + text.answer, add_special_tokens=False) for text in texts[-count:]]
-    result.logits = logits_of(llm, whole)
+    measure_logits(llm, whole, exact, result)
     return result
 
 
-def measure_random(llm: LLM, count: int) -> Result:
-    """Logits of a random model on random tokens."""
+def measure_random(llm: LLM, exact: Result | None, count: int) -> Result:
+    """Logits of a random model on random tokens; `exact` is the oracle's result."""
     prompts = random_prompts([32] * max(1, count // 8), llm.llm_engine.engine.info.vocab_size, 0)
-    return Result(logits=logits_of(llm, prompts))
+    result = Result()
+    measure_logits(llm, prompts, exact, result)
+    return result
+
+
+def measure_logits(llm: LLM, prompts: Sequence[list[int]], exact: Result | None, result: Result) -> None:
+    """Fill `result` with the logits of prompts, and, against the oracle's, with their errors."""
+    result.logits, result.routings = logits_of(llm, prompts)
+    if exact is None:
+        return
+    median, whole = relative_errors(result.logits, exact.logits)
+    forced, _ = logits_of(llm, prompts, exact.routings)
+    result.figures["logits, error of the median token"] = median, ""
+    result.figures["logits, error over all tokens"] = whole, ""
+    result.figures["logits, error over all tokens, float32's routing"] = relative_errors(forced, exact.logits)[1], ""
+    result.figures["choices of experts that changed"] = changed_routing(result.routings, exact.routings), "share"
 
 
 def make_random(shape_name: str, folder: Path) -> Path:
@@ -245,7 +303,11 @@ def make_random(shape_name: str, folder: Path) -> Path:
 
 
 def compare(
-    model: str, name: str, precisions: Sequence[str], engine: dict[str, Any], measure: Callable[[LLM], Result]
+    model: str,
+    name: str,
+    precisions: Sequence[str],
+    engine: dict[str, Any],
+    measure: Callable[[LLM, Result | None], Result],
 ) -> list[Figure]:
     """Every precision's figures; float32's are the baselines. What the engine refuses is left out, with a remark."""
     figures: list[Figure] = []
@@ -256,12 +318,8 @@ def compare(
         except MoesaicError as error:
             click.echo(f"{precision} skipped: {error}", err=True)
             continue
-        result = measure(llm)
+        result = measure(llm, exact)
         exact = exact or result
-        if result is not exact:
-            median, whole = relative_errors(result.logits, exact.logits)
-            result.figures["logits, error of the median token"] = median, ""
-            result.figures["logits, error over all tokens"] = whole, ""
         figures += [
             Figure(
                 bench="quality",
@@ -331,11 +389,11 @@ def main(
                     case,
                     precisions,
                     engine | {"skip_tokenizer_init": True},
-                    lambda llm: measure_random(llm, count),
+                    partial(measure_random, count=count),
                 )
                 tables.append((case, run))
     else:
-        run = compare(model, Path(model).name, precisions, engine, lambda llm: measure_embedded(llm, count))
+        run = compare(model, Path(model).name, precisions, engine, partial(measure_embedded, count=count))
         tables.append((model, run))
     if not json_only:
         for title, figures in tables:

@@ -7,6 +7,7 @@
 
 #include <omp.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 
@@ -14,10 +15,10 @@
 
 namespace moesaic {
 
-// Units [0, total) handed out one by one, or `grain` at a time; one counter for each phase of a parallel region.
+// Units [0, total) handed out among threads; one counter for each phase of a parallel region.
 class Counter {
 public:
-    // The next range [begin, end) for the calling thread; false when none is left.
+    // The next `grain` units [begin, end) for the calling thread; false when none is left.
     bool take(int64_t total, int64_t grain, int64_t& begin, int64_t& end) {
         begin = next_.fetch_add(grain, std::memory_order_relaxed);
         if (begin >= total) return false;
@@ -25,7 +26,23 @@ public:
         return true;
     }
 
+    // The next units, fewer the fewer are left (guided self-scheduling, Polychronopoulos and Kuck 1987): what a thread
+    // streams and prefetches lies together and is its own, and yet threads are done together.
+    bool take_share(int64_t total, int64_t& begin, int64_t& end) {
+        const int64_t threads = omp_get_num_threads();
+        begin = next_.load(std::memory_order_relaxed);
+        do {
+            if (begin >= total) return false;
+            const int64_t most = total / (2 * SHARES * threads), share = (total - begin) / (SHARES * threads);
+            end = begin + std::max<int64_t>(1, std::min(most, share));
+        } while (!next_.compare_exchange_weak(begin, end, std::memory_order_relaxed));
+        return true;
+    }
+
 private:
+    static constexpr int64_t SHARES = 2;  // that a thread's even part of what is left is cut into
+
+
     alignas(64) std::atomic<int64_t> next_{0};
 };
 

@@ -27,17 +27,16 @@ void linear_span(const moesaic_linear_args& args, int64_t first, int64_t count) 
     const bool prepare_alone = count * matrix.cols <= SERIAL_ELEMENTS;
     if (prepare_alone)
         for (int64_t row = 0; row < count; ++row) prepare(row);
-    const int64_t grain = count <= FEW_ROWS ? stream_grain(units, panel_bytes(matrix.format, matrix.cols)) : 1;
     const Region region(small ? 1 : team_size(units));
     Counter rows_left, units_left;
     region.run([&] {
         if (!prepare_alone) {
-            Region::share(rows_left, count, 1, prepare);
+            Region::share(rows_left, count, prepare);
             region.barrier();
         }
         alignas(64) float sums[BLOCK_ROWS * PANEL];
         const char* rows[BLOCK_ROWS];
-        Region::share(units_left, units, grain, [&](int64_t unit) {
+        Region::share(units_left, units, [&](int64_t unit) {
             const int64_t panel = unit % panels, begin = unit / panels * BLOCK_ROWS;
             const int64_t n = count - begin < BLOCK_ROWS ? count - begin : BLOCK_ROWS;
             for (int64_t i = 0; i < n; ++i) rows[i] = prepared + (begin + i) * form.row_bytes;

@@ -17,7 +17,7 @@ constexpr int TILE_COLUMNS = TILE_VECTORS * W;
 #if defined(__AVX512F__)
 constexpr int WIDE_ROWS = 12, TILE_ROWS = 12;  // 24 of 32 registers hold sums
 #else
-constexpr int WIDE_ROWS = 2, TILE_ROWS = 6;  // 8 or 12 of 16
+constexpr int WIDE_ROWS = 3, TILE_ROWS = 6;  // 12 of 16
 #endif
 
 // Put before the body of a lambda that a tile is made of.

@@ -49,19 +49,19 @@ public:
         Counter tokens, gate_up, hidden, down, sums;
         region.run([&] {
             if (!prepare_alone) {
-                Region::share(tokens, tokens_to_prepare, 1, token);
+                Region::share(tokens, tokens_to_prepare, token);
                 region.barrier();
             }
-            Region::share(gate_up, gate_up_units_, gate_up_grain_, [&](int64_t unit) { gate_up_unit(unit); });
+            Region::share(gate_up, gate_up_units_, [&](int64_t unit) { gate_up_unit(unit); });
             region.barrier();
             if (!hidden_is_prepared_) {
-                Region::share(hidden, int64_t(blocks_.size()), 1, [&](int64_t i) { prepare_hidden(blocks_[size_t(i)]); });
+                Region::share(hidden, int64_t(blocks_.size()), [&](int64_t i) { prepare_hidden(blocks_[size_t(i)]); });
                 region.barrier();
             }
-            Region::share(down, down_units_, down_grain_, [&](int64_t unit) { down_unit(unit); });
+            Region::share(down, down_units_, [&](int64_t unit) { down_unit(unit); });
             if (!sum_alone) {
                 region.barrier();
-                Region::share(sums, count_ * pieces, 1, sum);
+                Region::share(sums, count_ * pieces, sum);
             }
         });
         if (sum_alone) each(count_ * pieces, sum);
@@ -74,11 +74,6 @@ private:
     template <class Unit>
     static void each(int64_t total, const Unit& unit) {
         for (int64_t i = 0; i < total; ++i) unit(i);
-    }
-
-    int64_t grain(const moesaic_matrix& matrix, int64_t units) const {
-        const bool few_rows = count_ * k_ <= FEW_ROWS * int64_t(blocks_.size());
-        return few_rows ? stream_grain(units, panel_bytes(matrix.format, matrix.cols)) : 1;
     }
 
     const moesaic_expert* expert_of(int32_t id) const {
@@ -131,10 +126,6 @@ private:
             hidden_size_ = std::max(hidden_size_, block.expert->down.cols);
             prepared_bytes_ = std::max(prepared_bytes_, block.down_form.row_bytes);
             hidden_is_prepared_ = hidden_is_prepared_ && is_plain(block.down_form);
-        }
-        if (!blocks_.empty()) {
-            gate_up_grain_ = grain(blocks_[0].expert->gate_up, gate_up_units_);
-            down_grain_ = grain(blocks_[0].expert->down, down_units_);
         }
         if (hidden_is_prepared_) hidden_size_ = prepared_bytes_ / int64_t(sizeof(float));
         tokens_ = static_cast<char*>(workspace(TOKENS, size_t(tokens_bytes)));
@@ -228,7 +219,6 @@ private:
     std::vector<Form> forms_;  // of tokens: as many as the experts want
     std::vector<int64_t> tokens_at_;
     int64_t gate_up_units_ = 0, down_units_ = 0;
-    int64_t gate_up_grain_ = 1, down_grain_ = 1;
     bool hidden_is_prepared_ = true;                // every expert's down matrix takes hidden rows as they are
     int64_t hidden_size_ = 0, prepared_bytes_ = 0;  // from a row to the next: elements, bytes
     int32_t* pair_of_ = nullptr;                    // sorted position -> token * k + choice

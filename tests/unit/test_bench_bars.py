@@ -72,7 +72,11 @@ def test_every_bar_is_one() -> None:
         ("start", "qwen3-moe-mini w4a16 from disk", "seconds_per_gb"),
         ("neighbour", "qwen3-moe-mini w4a16 batch=1 in=32 out=48", "disturbed"),
         ("overhead", "qwen3-moe-mini w4a16 batch=1 greedy", "outside_kernels"),
-        ("quality", "random olmoe-1b-7b w8a16", "logits, error over all tokens"),
+        ("quality", "random olmoe-1b-7b w8a16", "logits, error over all tokens, float32's routing"),
+        ("kernels", "threads=2 experts bf16 T=16", "share"),
+        ("kernels", "threads=2 experts w4 in groups of 128 with offsets T=512", "share"),
+        ("kernels", "threads=2 experts w8a8 in groups of 128 T=512", "share"),
+        ("attention", "decode bf16 threads=2 batch=16 context=2048", "share"),
     ],
 )
 def test_cases_as_benchmarks_print_them_are_found(bench: str, case: str, metric: str) -> None:
