@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from moesaic.core.batch import Batch
 from moesaic.experts.layer import MoE
@@ -42,6 +43,7 @@ class Decoder(Layer):
         tied = self.embed if spec.tied_embeddings else None
         self.lm_head = LMHead(ctx.under("lm_head"), spec.vocab_size, spec.hidden_size, tied)
         self._hooks = [hooks for m in self.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self._unhooked_at = -1  # how many hooks had ever been registered when none of them was left here
 
     @torch.inference_mode()
     def forward(self, batch: Batch, caches: Sequence[KVCache]) -> Tensor:
@@ -67,8 +69,17 @@ class Decoder(Layer):
 
     @property
     def hooked(self) -> bool:
-        """Whether somebody wants to look in between: a forward hook on some layer, as torch has them."""
-        return any(self._hooks) or any(_GLOBAL_HOOKS)
+        """Whether somebody wants to look in between: a forward hook on some layer, as torch has them.
+
+        Asked at every step, so the layers are looked at only after another hook was registered anywhere.
+        """
+        registered = RemovableHandle.next_id
+        if registered == self._unhooked_at:
+            return False
+        if any(self._hooks) or any(_GLOBAL_HOOKS):
+            return True
+        self._unhooked_at = registered
+        return False
 
     def cache_specs(self) -> list[KVCacheSpec]:
         """What each layer keeps of a token, in order."""

@@ -72,10 +72,10 @@ class SequenceTable:
 
     def append(self, states: list[SequenceState], tokens: list[int | None]) -> None:
         """Sampled tokens become their sequences' next inputs; None leaves a sequence as it is."""
-        drawn = [(state, token) for state, token in zip(states, tokens, strict=True) if token is not None]
-        self.tokens[[s.row for s, _ in drawn], [s.length for s, _ in drawn]] = [token for _, token in drawn]
-        for state, _ in drawn:
-            state.length += 1
+        for state, token in zip(states, tokens, strict=True):
+            if token is not None:
+                self.tokens[state.row, state.length] = token
+                state.length += 1
 
     def token_ids(self, state: SequenceState) -> IntArray:
         """`[length]`, a view: prompt and output so far."""
@@ -178,6 +178,8 @@ class SingleTokens:
         self.capacity = capacity
         self._blocks = blocks
         self._inputs: IntArray = np.zeros((5, capacity), dtype=np.int64)
+        self._rows = list(self._inputs)
+        self._views = [memoryview(row) for row in self._inputs]
         self._query_start = torch.arange(capacity + 1)
         self._tensors = torch.from_numpy(self._inputs).unbind()
         self._tables = torch.from_numpy(blocks)
@@ -190,12 +192,13 @@ class SingleTokens:
             a batch over them, good until the next call; the fields that are lists are left to the caller.
         """
         count = len(rows)
-        token_ids, positions, slots, seq_lens, table_rows = self._inputs
         if count == 1:  # plain numbers are faster than arrays of one
             row, start = rows[0], starts[0]
-            token_ids[0], positions[0], seq_lens[0], table_rows[0] = tokens[row, start], start, start + 1, row
-            slots[0] = self._blocks[row, start // block_size] * block_size + start % block_size
+            slot = self._blocks.item(row, start // block_size) * block_size + start % block_size
+            for view, number in zip(self._views, (tokens.item(row, start), start, slot, start + 1, row), strict=True):
+                view[0] = number
         else:
+            token_ids, positions, slots, seq_lens, table_rows = self._rows
             table_rows[:count] = rows
             positions[:count] = starts
             row_of, start_of = table_rows[:count], positions[:count]

@@ -27,7 +27,6 @@ class Runner:
         self.table = table
         self.recorded = RecordedStep(model, caches, table.singles) if replay and table.singles is not None else None
 
-    @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Compute a plan's tokens and sample where a sequence caught up with its length."""
         self.table.apply(plan)

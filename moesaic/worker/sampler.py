@@ -70,11 +70,12 @@ class Sampler:
         Returns:
             N token ids; None for a row whose logits are not finite.
         """
-        logits = logits.cpu().contiguous()
         if self._table is not None:
+            if logits is not self._table.logits:
+                logits = logits.cpu().contiguous()
             return sampling.sample(logits, self._table, slots, lengths)
         rows = [self._row(slot, length) for slot, length in zip(slots, lengths, strict=True)]
-        return reference_sampling.sample(logits.numpy(), rows)
+        return reference_sampling.sample(logits.cpu().numpy(), rows)
 
     def _row(self, slot: int, length: int) -> SamplingRow:
         asked = self._asked[slot]

@@ -76,11 +76,33 @@ _logprobs = Kernel("logprobs")
 
 
 class ParamsTable:
-    """What the sequences in each slot ask for."""
+    """What the sequences in each slot ask for, and the arguments of a call, which stay: a step makes nothing anew."""
 
     def __init__(self, num_slots: int) -> None:
         self.structs = (ParamsStruct * num_slots)()
         self._kept: list[Any] = [None] * num_slots  # what the structs point to
+        integers = ctypes.c_int64 * num_slots
+        self.rows, self.slots, self.lengths, self.tokens = ctypes.c_int64(), integers(), integers(), integers()
+        self.logits: Tensor | None = None  # of the last call: a replayed step's are the same tensor again and again
+        self.arguments = SampleArguments(
+            rows=ctypes.pointer(self.rows),
+            params=ctypes.addressof(self.structs),
+            slots=ctypes.addressof(self.slots),
+            lengths=ctypes.addressof(self.lengths),
+            tokens=ctypes.addressof(self.tokens),
+        )
+
+    def take(self, logits: Tensor) -> None:
+        """Point the arguments to these logits `[N, V]`.
+
+        Raises:
+            ValueError: they are not float32, contiguous and on the host, or have more rows than there are slots.
+        """
+        num_rows, vocab = logits.shape
+        if num_rows > len(self.structs):
+            raise ValueError(f"{num_rows} rows of logits for a table of {len(self.structs)} slots")
+        self.arguments.logits, self.arguments.vocab, self.rows.value = pointer(logits), vocab, num_rows
+        self.logits = logits
 
     def set(
         self,
@@ -136,25 +158,17 @@ def sample(logits: Tensor, table: ParamsTable, slots: Sequence[int], lengths: Se
     Returns:
         N token ids; None for a row whose logits are not finite.
     """
-    num_rows, vocab = logits.shape
+    if logits is not table.logits:
+        table.take(logits)
+    num_rows = table.rows.value
     if not num_rows == len(slots) == len(lengths):
         raise ValueError(f"{num_rows} rows of logits, {len(slots)} slots, {len(lengths)} lengths")
     if num_rows and not 0 <= min(slots) <= max(slots) < len(table.structs):
         raise ValueError(f"slots {list(slots)} of a table of {len(table.structs)}")
-    integers = ctypes.c_int64 * num_rows
-    rows, slot_array, length_array, tokens = ctypes.c_int64(num_rows), integers(*slots), integers(*lengths), integers()
-    _sample(
-        SampleArguments(
-            ctypes.pointer(rows),
-            pointer(logits),
-            vocab,
-            ctypes.addressof(table.structs),
-            ctypes.addressof(slot_array),
-            ctypes.addressof(length_array),
-            ctypes.addressof(tokens),
-        )
-    )
-    return [token if token >= 0 else None for token in tokens]
+    for i in range(num_rows):
+        table.slots[i], table.lengths[i] = slots[i], lengths[i]
+    _sample(table.arguments)
+    return [token if token >= 0 else None for token in table.tokens[:num_rows]]
 
 
 def logprob_rows(logits: Tensor, token_ids: list[int], counts: list[int]) -> list[LogprobRow]:
