@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,20 @@ from moesaic.entrypoints.bench.workload import model_case
 
 GIGA = 1e9
 MEGA = 1e6
-PACK_CACHE = "pack_cache"  # the argument that says where packed weights are kept
+BLOCK = 1 << 20
+CACHE = "MOESAIC_CACHE"  # the variable that says where packed weights are kept
+SETTLE_SECONDS = 3  # about what imports take: until then a virtual machine may take back what others have freed
+TOUCH = """
+import ctypes, mmap, sys, time
+size, settle = int(sys.argv[1]), float(sys.argv[2])
+memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_HUGEPAGE)
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+time.sleep(settle)
+start = time.perf_counter()
+ctypes.memset(address, 1, size)
+print(time.perf_counter() - start)
+"""
 IDLE = "import torch, moesaic.entrypoints.bench.started as s; print(s.peak_memory())"
 
 
@@ -58,15 +71,18 @@ class Start:
         return self.seconds - self.imports
 
 
-def start_once(args: EngineArgs) -> Start:
+def start_once(args: EngineArgs, cache: str) -> Start:
     """Start an engine in a process of its own.
+
+    Args:
+        cache: folder in which it may keep packed weights.
 
     Raises:
         MoesaicError: it did not get as far as a token.
     """
     spawned = time.monotonic()
     command = [sys.executable, "-m", "moesaic.entrypoints.bench.started", json.dumps(asdict(args)), repr(spawned)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env={**os.environ, CACHE: cache})
     if done.returncode:
         raise MoesaicError(f"the engine's process ended with status {done.returncode}; it has said why above")
     return Start(**json.loads(done.stdout.splitlines()[-1]))
@@ -76,6 +92,24 @@ def idle_memory() -> int:
     """Bytes of a process that has imported torch and does nothing."""
     done = subprocess.run([sys.executable, "-c", IDLE], stdout=subprocess.PIPE, text=True, check=True)
     return int(done.stdout)
+
+
+def fresh_memory(size: int) -> float:
+    """Seconds that writing so many bytes of huge pages takes a process for the first time: the least that a start needs
+    for as many bytes of weights. A virtual machine's memory may first have to be made by its host."""
+    command = [sys.executable, "-c", TOUCH, str(size), str(SETTLE_SECONDS)]
+    return float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
+
+
+def read_into_page_cache(folder: str | Path) -> None:
+    """Make the next read of every file under a folder come from memory: the engine reads past the page cache what is
+    not in it."""
+    buffer = bytearray(BLOCK)
+    for path in Path(folder).rglob("*"):
+        if path.is_file():
+            with open(path, "rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass
 
 
 def drop_from_page_cache(folder: str | Path) -> None:
@@ -117,15 +151,13 @@ class Way:
 
 def start(args: EngineArgs, runs: int) -> list[Figure]:
     """Starts with the files in the page cache, and with none of them there; where the engine keeps packed weights on
-    disk, also the first start of all, which makes them. One start before them does not count.
+    disk (of quantised models), also the first start of all, which makes them. One start before them does not count.
 
     Raises:
         MoesaicError: a start failed.
     """
     checkpoint = find_model(args.model, args.revision, args.download_dir)
     with tempfile.TemporaryDirectory(prefix="moesaic-bench-", dir=cache_root()) as cache:
-        if PACK_CACHE in {f.name for f in fields(EngineArgs)}:
-            args = replace(args, **{PACK_CACHE: cache})
 
         def read_size() -> int:
             return size_of_files(cache) or size_of_weights(checkpoint)
@@ -134,22 +166,29 @@ def start(args: EngineArgs, runs: int) -> list[Figure]:
             drop_from_page_cache(checkpoint)
             drop_from_page_cache(cache)
 
-        ways = [Way("cached", lambda: None, read_size), Way("from disk", forget, read_size)]
-        start_once(args)
+        def remember() -> None:
+            read_into_page_cache(cache if size_of_files(cache) else checkpoint)
+
+        ways = [Way("cached", remember, read_size), Way("from disk", forget, read_size)]
+        start_once(args, cache)
         if size_of_files(cache):
             ways.insert(0, Way("first", lambda: _empty(cache), lambda: size_of_weights(checkpoint)))
         idle = idle_memory()
         starts: dict[str, list[Start]] = {way.name: [] for way in ways}
         sizes: dict[str, list[int]] = {way.name: [] for way in ways}
+        fresh: list[float] = []
         for _ in range(runs):
             for way in ways:  # in turns
                 way.prepare()
-                starts[way.name].append(start_once(args))
+                starts[way.name].append(start_once(args, cache))
                 sizes[way.name].append(way.size())
+            weights = starts[ways[0].name][-1].weight_bytes
+            fresh.append(fresh_memory(weights) / (weights / GIGA))
     case = model_case(args.model, precision_of(args))
-    return [
+    figures = [
         figure for way in ways for figure in figures_of(f"{case} {way.name}", starts[way.name], sizes[way.name], idle)
     ]
+    return [*figures, Figure(bench="start", case=case, metric="fresh_memory", unit="s/GB", samples=fresh)]
 
 
 def precision_of(args: EngineArgs) -> str:
