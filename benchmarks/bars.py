@@ -157,7 +157,7 @@ def _rest() -> Iterator[Bar]:
         ("from disk", "packed weights on disk, s per GB beyond imports and 1 s", 0.45),
         ("first", "first time, s per GB of the checkpoint beyond imports and 1 s", 5.0),
     ):
-        yield Bar(group, name, "start", rf" {way}$", "seconds_per_gb", most=most)
+        yield Bar(group, name, "start", rf" w[48]a\d+ {way}$", "seconds_per_gb", most=most)
     group = "the engine around the kernels"
     yield Bar(group, "speed beside a busy process on one core", "neighbour", "", "disturbed", least=0.4, field="ratio")
     name, case = "overhead outside kernels, qwen3-moe-mini, batch 1", r"^qwen3-moe-mini {} batch=1 greedy$"
@@ -168,7 +168,8 @@ def _rest() -> Iterator[Bar]:
     yield Bar(group, f"{name}, w4a16, ms", "overhead", case.format("w4a16"), outside, most=0.25)
     group = "accuracy"
     for metric in ("logits, error of the median token", "logits, error over all tokens, float32's routing"):
-        yield Bar(group, f"w8a16, {metric}", "quality", r"w8a16$", metric, most=0.01)
+        for name, model in (("the embedded model", "moe-model"), ("random models with outliers", "random .*")):
+            yield Bar(group, f"w8a16, {name}, {metric}", "quality", rf"^{model} w8a16$", metric, most=0.01)
     for metric in ("additions, chat", "additions, bare", "JSON parses", "JSON has the keys"):
         for kind, most in (("w8a16", 0.5), ("w4a16", 2.0)):
             yield Bar(

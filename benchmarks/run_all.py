@@ -74,6 +74,7 @@ def units(setting: Setting) -> Iterator[Unit]:
     for name in models:
         for precision in ("bfloat16", "w8a16", "w4a16"):
             sizes = ["--batch-size", "1", "--output-len", "48", "--max-model-len", "2048", "--skip-tokenizer-init"]
+            sizes += ["--kv-cache-memory", "512MiB"]
             yield _engine_unit(setting, "model", [*bench, "latency"], name, precision, [*sizes, *runs])
     if MINI in models:
         for precision in ("bfloat16", "w4a16"):
