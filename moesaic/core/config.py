@@ -50,13 +50,14 @@ class CacheConfig:
     Attributes:
         block_size: tokens a block.
         memory: bytes for KV, or None to size it by `memory_utilization`.
-        memory_utilization: share of the device's memory that weights and KV may take together.
+        memory_utilization: share of the device's memory that weights and KV may take together; None to choose it when
+            the weights are there.
         dtype: what keys and values are kept in; None for the model's.
     """
 
     block_size: int
     memory: int | None
-    memory_utilization: float
+    memory_utilization: float | None
     enable_prefix_caching: bool
     dtype: KVCacheDType | None = None
 

@@ -90,7 +90,8 @@ class EngineArgs:
     )
     gpu_memory_utilization: float | None = arg(
         None,
-        "share of the device's memory (the machine's, on a CPU) for weights and KV; 0.9 on a GPU, 0.5 on a CPU",
+        "share of the device's memory (the machine's, on a CPU) for weights and KV; 0.9 on a GPU, on a CPU 0.5, or 0.8 "
+        "where the weights alone take more than 0.4",
     )
     tensor_parallel_size: int = arg(1, "only 1 yet")
     threads: int | None = arg(None, "CPU threads of the model; the physical cores by default, one for a tiny model")

@@ -139,7 +139,7 @@ def resolve(args: EngineArgs) -> Resolved:
         cache=CacheConfig(
             block_size=args.block_size,
             memory=parse_size(args.kv_cache_memory),
-            memory_utilization=args.gpu_memory_utilization or (0.5 if device == "cpu" else 0.9),
+            memory_utilization=args.gpu_memory_utilization,
             enable_prefix_caching=args.enable_prefix_caching,
             dtype=cast(KVCacheDType, args.kv_cache_dtype if args.kv_cache_dtype != "auto" else dtype),
         ),

@@ -40,6 +40,18 @@ def device_memory(device: str) -> int:
     return min(total, int(limit)) if limit.isdigit() else total
 
 
+def default_share(device: str, weights: float) -> float:
+    """The share of memory that weights and KV may take where nobody said: nearly all of a GPU, half of a machine that
+    has other things to do, and most of it where the model needs that.
+
+    Args:
+        weights: the share that the weights take.
+    """
+    if device != "cpu":
+        return 0.9
+    return 0.5 if weights <= 0.4 else 0.8
+
+
 def plan_kv(config: EngineConfig, specs: Sequence[KVCacheSpec], weight_bytes: int, explicit_len: bool) -> KVPlan:
     """Size the KV cache: as large as was asked for, or as the utilisation leaves beside the weights, but never
     larger than all sequences at full length could fill.
@@ -59,8 +71,8 @@ def plan_kv(config: EngineConfig, specs: Sequence[KVCacheSpec], weight_bytes: in
         source = f"--kv-cache-memory {size_of(budget)}"
         num_blocks = budget // per_block
     else:
-        share = config.cache.memory_utilization
         total = device_memory(config.device)
+        share = config.cache.memory_utilization or default_share(config.device, weight_bytes / total)
         budget = int(total * share) - weight_bytes
         source = f"{share:.0%} of {size_of(total)}, less {size_of(weight_bytes)} of weights,"
         num_blocks = min(budget // per_block, full_length * config.scheduler.max_num_seqs)
