@@ -36,8 +36,8 @@ typedef struct {
 
 MOESAIC_API void moesaic_rope_table(const moesaic_rope_table_args* args);
 
-// What happens to queries, keys and values between their projection and attention, in this order: norm, clip, rotation;
-// then the keys and values are written to `slots`. Queries, or keys, or keys and
+// What happens to queries, keys and values between their projection and attention, in this order: norm, clip, rotation
+// (or clip, rotation, norm); then the keys and values are written to `slots`. Queries, or keys, or keys and
 // values may be absent (NULL).
 typedef struct {
     moesaic_count rows;  // T
@@ -61,6 +61,7 @@ typedef struct {
     int32_t interleaved;   // 1: pairs are neighbours; 0: pairs are halves apart
     float eps;
     float clip;  // to [-clip, clip]; infinity for none
+    int32_t norm_last;  // 1: norms come after the rotation
 } moesaic_prepare_qkv_args;
 
 MOESAIC_API void moesaic_prepare_qkv(const moesaic_prepare_qkv_args* args);

@@ -253,6 +253,16 @@ MOESAIC_INLINE Vec exp(Vec x) {
 // 1 / (1 + e^-x)
 MOESAIC_INLINE Vec sigmoid(Vec x) { return div(set1(1.0f), add(set1(1.0f), exp(sub(zero(), x)))); }
 
+// log(1 + e^x) = max(x, 0) + log(1 + t), log(1 + t) of t = e^-|x| as 2 artanh(t / (2 + t)), whose series ends early there.
+MOESAIC_INLINE Vec softplus(Vec x) {
+    const Vec t = exp(sub(zero(), abs(x)));
+    const Vec s = div(t, add(t, set1(2.0f)));
+    const Vec q = mul(s, s);
+    Vec series = set1(2.0f / 17);
+    for (int odd = 15; odd >= 1; odd -= 2) series = fma(series, q, set1(2.0f / float(odd)));
+    return fma(s, series, max(x, zero()));
+}
+
 // tanh x = 1 - 2 / (e^2x + 1): absolute error about 1e-7.
 MOESAIC_INLINE Vec tanh(Vec x) {
     return sub(set1(1.0f), div(set1(2.0f), add(exp(add(x, x)), set1(1.0f))));

@@ -3,6 +3,7 @@
 // A row's sums run over four vectors of lanes whose order depends on the row's length alone: the same bits in any batch.
 #include "../abi/norm.h"
 
+#include "../common/rows.h"
 #include "../common/team.h"
 
 namespace moesaic {
@@ -25,18 +26,6 @@ MOESAIC_INLINE float sum_row(const float* x, int64_t n, float pad, const Map& ma
         sums[1] = add(sums[1], map(load(last)));
     }
     return reduce_add(add(add(sums[0], sums[1]), add(sums[2], sums[3])));
-}
-
-// Some lanes of memory; all of them where n is W, which the loop below makes known (masked stores are slow).
-MOESAIC_INLINE Vec get(const float* p, int n) { return n == W ? load(p) : load_n(p, n); }
-MOESAIC_INLINE void put(float* p, Vec v, int n) { n == W ? store(p, v) : store_n(p, v, n); }
-
-// Calls body(offset, lanes) over a row; lanes is W but for the last vector.
-template <class Body>
-MOESAIC_INLINE void each_vector(int64_t n, const Body& body) {
-    int64_t i = 0;
-    for (; i + W <= n; i += W) body(i, W);
-    if (i < n) body(i, int(n - i));
 }
 
 void add_row(float* x, const float* delta, float alpha, int64_t n) {

@@ -47,13 +47,19 @@ void rotate(float* x, const float* table, int64_t half, bool interleaved) {
 void transform(const moesaic_prepare_qkv_args& a, float* x, int64_t heads, const float* weight, int64_t together,
                int64_t token) {
     const int64_t dim = a.cache.key_dim;
-    if (weight != nullptr) {
+    const auto norm = [&] {
+        if (weight == nullptr) return;
         for (int64_t h = 0; h < heads; h += together) rms_norm(x + h * dim, weight, together * dim, a.eps);
-    }
+    };
+    if (!a.norm_last) norm();
     if (a.clip < INFINITY) clamp(x, heads * dim, a.clip);
-    if (a.table == nullptr) return;
-    const float* table = a.table + token * a.rotary;
-    for (int64_t h = 0; h < heads; ++h) rotate(x + h * dim + a.rotary_start, table, a.rotary / 2, a.interleaved != 0);
+    if (a.table != nullptr) {
+        const float* table = a.table + token * a.rotary;
+        for (int64_t h = 0; h < heads; ++h) {
+            rotate(x + h * dim + a.rotary_start, table, a.rotary / 2, a.interleaved != 0);
+        }
+    }
+    if (a.norm_last) norm();
 }
 
 // The scale of int8 codes: the largest magnitude is 127. NaN where x has one, so that it shows.

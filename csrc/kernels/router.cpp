@@ -52,15 +52,7 @@ int64_t first_equal(const float* x, int64_t n, float value) {
     return 0;  // not reached: the value is one of them
 }
 
-// sqrt(log(1 + e^x)); log(1 + t) of t = e^-|x| as 2 artanh(t / (2 + t)), whose series ends early there.
-MOESAIC_INLINE Vec sqrt_softplus(Vec x) {
-    const Vec t = exp(sub(zero(), abs(x)));
-    const Vec s = div(t, add(t, set1(2.0f)));
-    const Vec q = mul(s, s);
-    Vec series = set1(2.0f / 17);
-    for (int odd = 15; odd >= 1; odd -= 2) series = fma(series, q, set1(2.0f / float(odd)));
-    return sqrt(fma(s, series, max(x, zero())));
-}
+MOESAIC_INLINE Vec sqrt_softplus(Vec x) { return sqrt(softplus(x)); }
 
 MOESAIC_INLINE Vec score(int32_t scoring, Vec x) {
     if (scoring == MOESAIC_SIGMOID) return sigmoid(x);

@@ -3,17 +3,18 @@
 from torch import Tensor
 
 from moesaic.experts.dispatch import LocalDispatch
-from moesaic.experts.routing import Routing, TopKRouter
+from moesaic.experts.routing import Router, Routing
 from moesaic.experts.stats import ExpertStats
 from moesaic.experts.store import ExpertPages
 from moesaic.kernels.cpu.calls import seam
 from moesaic.layers.base import BuildContext, Layer
 from moesaic.layers.linear import ReplicatedLinear
+from moesaic.layers.mlp import MLP
 from moesaic.models.spec import MoESpec
 
 
 class MoE(Layer):
-    """A router and its experts.
+    """A router and its experts, and perhaps a shared one that every token meets.
 
     Args:
         index: of the decoder layer, under which `stats` counts.
@@ -23,23 +24,29 @@ class MoE(Layer):
         super().__init__()
         self.spec = spec
         self.counts = stats.of_layer(index, spec.num_experts)
-        self.router = ReplicatedLinear(ctx.under("router"), hidden_size, spec.num_experts)
+        self.router = Router(ctx.under("router"), spec.router, hidden_size, spec.num_experts)
         self.experts = ExpertPages(ctx.under("experts"), spec, hidden_size)
         self.dispatcher = LocalDispatch()
-        self._choose = TopKRouter(ctx)
         self._block_size = ctx.moe_block_size
         self._fused_moe = ctx.kernel("fused_moe")
+        self._mix = ctx.kernel("mix")
+        self.shared = self.shared_gate = None
+        if spec.shared is not None:
+            self.shared = MLP(ctx.under("shared"), spec.shared.ffn, hidden_size)
+            if spec.shared.gate:
+                self.shared_gate = ReplicatedLinear(ctx.under("shared_gate"), hidden_size, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[T, H]` -> `[T, H]`."""
         routing = self.route(hidden)
         seam()
         tokens, local = self.dispatcher.dispatch(hidden, routing)
-        return self.dispatcher.combine(self.compute(tokens, local), routing)
+        return self.with_shared(hidden, self.dispatcher.combine(self.compute(tokens, local), routing))
 
     def route(self, hidden: Tensor) -> Routing:
         """Choose each token's experts, and count them."""
-        return self._choose(self.router(hidden), self.spec.router, self.counts)
+        routing: Routing = self.router(hidden, self.spec.router, self.counts)
+        return routing
 
     def compute(self, tokens: Tensor, routing: Routing) -> Tensor:
         """The weighted sum of what each token's experts make of it, in k order: `[T, H]` -> `[T, H]`."""
@@ -49,6 +56,20 @@ class MoE(Layer):
             routing.weights,
             self.experts.pages,
             self.spec.activation,
+            weight_on_input=self.spec.weight_on_input,
+            alpha=self.spec.alpha,
+            limit=self.spec.limit,
             block_size=self._block_size,
         )
+        return out
+
+    def with_shared(self, hidden: Tensor, routed: Tensor) -> Tensor:
+        """What the routed experts gave, scaled, and what the shared one makes of the same tokens: `[T, H]`."""
+        scale, shared = self.spec.output_scale, self.spec.shared
+        if self.shared is None or shared is None:
+            out: Tensor = routed if scale == 1.0 else self._mix(routed, None, scale)
+            return out
+        part = 0.5 if shared.average else 1.0
+        gate = self.shared_gate(hidden) if self.shared_gate is not None else None
+        out = self._mix(routed, self.shared(hidden), scale * part, part, gate)
         return out

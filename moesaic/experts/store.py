@@ -26,11 +26,17 @@ class ExpertPages(Layer):
 
     def __init__(self, ctx: BuildContext, spec: MoESpec, hidden_size: int) -> None:
         super().__init__()
-        shapes = (2 * spec.intermediate_size, hidden_size), (hidden_size, spec.intermediate_size)
+        self.gated = spec.gated
+        inner = spec.intermediate_size * (2 if spec.gated else 1)
+        shapes = (inner, hidden_size), (hidden_size, spec.intermediate_size)
         self.register_buffer("slot_of", torch.arange(spec.num_experts, device=ctx.device, dtype=torch.int32))
+        if spec.bias:
+            self.gate_up_bias = [ctx.parameter(inner).data for _ in range(spec.num_experts)]
+            self.down_bias = [ctx.parameter(hidden_size).data for _ in range(spec.num_experts)]
         self.packed: PackedExperts | None = None
         if ctx.backends["matrices"] == "cpu":
-            self.packed = PackedExperts(self.slot_of, *_packed_pages(ctx, spec.num_experts, *shapes))
+            pages = _packed_pages(ctx, spec.num_experts, *shapes, spec.gated)
+            self.packed = PackedExperts(self.slot_of, *pages, self.gate_up_bias, self.down_bias)
         else:
             self.gate_up, self.down = (ctx.stacked(spec.num_experts, *shape) for shape in shapes)
 
@@ -40,31 +46,40 @@ class ExpertPages(Layer):
         return self.packed or self
 
     def own_weights(self) -> list[Any]:
-        return [*super().own_weights(), *(self.packed.gate_up + self.packed.down if self.packed else [])]
+        biases = (self.gate_up_bias or []) + (self.down_bias or [])
+        return [*super().own_weights(), *biases, *(self.packed.gate_up + self.packed.down if self.packed else [])]
 
     def named_views(self) -> NamedViews:
         """(`{expert}.gate.weight`, where its page is filled), and so on, for every resident expert."""
         pages = self.pages
         for expert, slot in enumerate(self.slot_of.tolist()):
-            gate, up = gate_and_up(pages.gate_up[slot])
-            yield f"{expert}.gate.weight", gate
-            yield f"{expert}.up.weight", up
+            wide = pages.gate_up[slot]
+            parts = dict(zip(("gate", "up"), gate_and_up(wide), strict=True)) if self.gated else {}
+            for part, view in parts.items() or [("up", rows_of(wide, 0, wide.shape[0]))]:
+                yield f"{expert}.{part}.weight", view
             yield f"{expert}.down.weight", rows_of(pages.down[slot], 0, pages.down[slot].shape[0])
+            if self.gate_up_bias is not None and self.down_bias is not None:
+                bias = self.gate_up_bias[slot]
+                halves = zip(("gate", "up"), bias.chunk(2), strict=True) if self.gated else [("up", bias)]
+                for part, half in halves:
+                    yield f"{expert}.{part}.bias", half
+                yield f"{expert}.down.bias", self.down_bias[slot]
 
 
 def _packed_pages(
-    ctx: BuildContext, num_slots: int, gate_up: tuple[int, int], down: tuple[int, int]
+    ctx: BuildContext, num_slots: int, gate_up: tuple[int, int], down: tuple[int, int], gated: bool
 ) -> tuple[list[PackedMatrix], list[PackedMatrix]]:
     """Pages of experts in one arena: each contiguous, gate and up before down, at a multiple of 4 KiB."""
-    formats = [(ctx.format_of(f"{e}.gate.weight"), ctx.format_of(f"{e}.down.weight")) for e in range(num_slots)]
+    first_part = "gate" if gated else "up"
+    formats = [(ctx.format_of(f"{e}.{first_part}.weight"), ctx.format_of(f"{e}.down.weight")) for e in range(num_slots)]
     sizes = [
-        (round_up(packed_bytes(*gate_up, first, gated=True), 64), packed_bytes(*down, second))
+        (round_up(packed_bytes(*gate_up, first, gated=gated), 64), packed_bytes(*down, second))
         for first, second in formats
     ]
     arena = Arena(sum(round_up(sum(size), PAGE) for size in sizes))
     pages: tuple[list[PackedMatrix], list[PackedMatrix]] = ([], [])
     for (first, second), size in zip(formats, sizes, strict=True):
         page = arena.take(sum(size), align=PAGE)
-        pages[0].append(PackedMatrix(*gate_up, first, True, page[: packed_bytes(*gate_up, first, gated=True)]))
+        pages[0].append(PackedMatrix(*gate_up, first, gated, page[: packed_bytes(*gate_up, first, gated=gated)]))
         pages[1].append(PackedMatrix(*down, second, False, page[size[0] :]))
     return pages

@@ -12,6 +12,7 @@ from moesaic.kernels.reference_attention import (
     rotate,
     write_kv,
 )
+from moesaic.kernels.reference_elementwise import apply_gate, mix, softcap
 from moesaic.kernels.reference_moe import activated_linear, combine, fused_moe, gated_linear, linear
 from moesaic.kernels.reference_norm import add_layer_norm, add_rms_norm, embed, gather_rows, layer_norm, rms_norm
 from moesaic.kernels.reference_router import route
@@ -21,6 +22,7 @@ __all__ = [
     "activated_linear",
     "add_layer_norm",
     "add_rms_norm",
+    "apply_gate",
     "combine",
     "embed",
     "fused_moe",
@@ -28,6 +30,7 @@ __all__ = [
     "gather_rows",
     "layer_norm",
     "linear",
+    "mix",
     "paged_attention",
     "plan_attention",
     "prepare_qkv",
@@ -35,6 +38,7 @@ __all__ = [
     "rope_table",
     "rotate",
     "route",
+    "softcap",
     "supports",
     "write_kv",
 ]

@@ -146,6 +146,7 @@ def prepare_qkv(
     eps: float = 0.0,
     clip: float | None = None,
     interleaved: bool = False,
+    norm_last: bool = False,
 ) -> Tensor:
     """What happens between the projection and attention: norm → clip → rotate → write keys and values to the cache.
 
@@ -158,24 +159,33 @@ def prepare_qkv(
             together; None for none.
         clip: bound of absolute values, after the norm.
         interleaved: as in `rotate`.
+        norm_last: norms come after the rotation.
 
     Returns:
         The queries, `[T, heads, D]` in qkv's dtype.
     """
     dim, value_dim = cache.key.shape[3], cache.value.shape[3]
     query, key, value = qkv.split((num_heads * dim, num_kv_heads * dim, num_kv_heads * value_dim), -1)
-    if q_norm is not None:
-        query = _rms_norm(query.unflatten(1, (-1, q_norm.shape[0])), q_norm, eps).flatten(1)
-    if k_norm is not None:
-        key = _rms_norm(key.unflatten(1, (-1, k_norm.shape[0])), k_norm, eps).flatten(1)
+    if not norm_last:
+        query, key = _normed(query, q_norm, eps), _normed(key, k_norm, eps)
     if clip is not None:
         query, key, value = (part.clamp(-clip, clip) for part in (query, key, value))
     query_key = torch.cat((query, key), -1).unflatten(1, (-1, dim))  # they rotate together
     if table is not None:
         query_key = rotate(query_key, table, 0, interleaved)
     query, key = query_key.split((num_heads, num_kv_heads), 1)
+    if norm_last:
+        query = _normed(query.flatten(1), q_norm, eps).unflatten(1, (-1, dim))
+        key = _normed(key.flatten(1), k_norm, eps).unflatten(1, (-1, dim))
     write_kv(cache, key, value.unflatten(1, (-1, value_dim)), slots)
     return query
+
+
+def _normed(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """`[T, heads * D]`, normed in pieces as wide as the weight."""
+    if weight is None:
+        return x
+    return _rms_norm(x.unflatten(1, (-1, weight.shape[0])), weight, eps).flatten(1)
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -18,9 +18,12 @@ log = get_logger(__name__)
 # Best first. Each is a module with `supports(case) -> reason | None` and a function for each operation.
 BACKENDS = {"cpu": "moesaic.kernels.cpu.backend", "reference": "moesaic.kernels.reference"}
 FAMILIES = {
-    "matrices": ("embed", "linear", "gated_linear", "fused_moe"),
+    "matrices": ("embed", "linear", "gated_linear", "activated_linear", "fused_moe"),
     "attention": ("rope_table", "prepare_qkv", "plan_attention", "paged_attention"),
-    "norms": ("rms_norm", "add_rms_norm", "gather_rows"),
+    "norms": (
+        *("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "gather_rows"),
+        *("mix", "apply_gate", "softcap"),
+    ),
     "router": ("route",),
 }
 FAMILY_OF = {op: family for family, ops in FAMILIES.items() for op in ops}

@@ -8,34 +8,37 @@ from torch import Tensor
 from moesaic.layers.base import BuildContext, Layer, NamedViews
 from moesaic.layers.kv_cache import KVCache, KVCacheSpec, TiledCache
 from moesaic.layers.linear import MergedColumnLinear, RowLinear
-from moesaic.layers.norm import RMSNorm
+from moesaic.layers.norm import Norm
 from moesaic.layers.rope import inverse_frequencies
 from moesaic.layers.step import Step
-from moesaic.models.spec import AttentionSpec, RopeSpec
+from moesaic.models.spec import AttentionSpec, NormSpec, RopeSpec
 
 
 class Attention(Layer):
     """project q, k, v → norm → clip → rotate → write to the cache → attend → project.
 
     Args:
-        norm_eps: of the norms of queries and keys, where the spec has them.
+        norm: of queries and keys, where the spec has them normed.
     """
 
-    def __init__(self, ctx: BuildContext, spec: AttentionSpec, hidden_size: int, norm_eps: float) -> None:
+    def __init__(self, ctx: BuildContext, spec: AttentionSpec, hidden_size: int, norm: NormSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.norm_eps = norm_eps
+        self.norm_eps = norm.eps
         parts = {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
         self.qkv = MergedColumnLinear(ctx, hidden_size, parts, bias=spec.qkv_bias)
         self.o = RowLinear(ctx.under("o"), spec.q_size, hidden_size, bias=spec.output_bias)
         if spec.qk_norm is not None:
             per_head = spec.qk_norm == "head"
-            self.q_norm = RMSNorm(ctx, spec.head_dim if per_head else spec.q_size, norm_eps)
-            self.k_norm = RMSNorm(ctx, spec.head_dim if per_head else spec.kv_size, norm_eps)
+            self.q_norm = Norm(ctx, norm, spec.head_dim if per_head else spec.q_size)
+            self.k_norm = Norm(ctx, norm, spec.head_dim if per_head else spec.kv_size)
+        self.sinks = ctx.parameter(spec.num_heads) if spec.sinks else None
         self.cache_spec = KVCacheSpec(
             spec.num_kv_heads, spec.head_dim, ctx.kv_dtype or ctx.dtype, tiled=ctx.backends["attention"] == "cpu"
         )
-        self.inverse_frequencies, self.rope_factor = _shared_frequencies(spec.rope, spec.head_dim, ctx.device)
+        if spec.rope is not None:
+            dim = spec.rope.dim or spec.head_dim
+            self.inverse_frequencies, self.rope_factor = _shared_frequencies(spec.rope, dim, ctx.device)
         self._rope_table = ctx.kernel("rope_table")
         self._prepare_qkv = ctx.kernel("prepare_qkv")
         self._plan = ctx.kernel("plan_attention")
@@ -49,22 +52,33 @@ class Attention(Layer):
             self.qkv(hidden),
             spec.num_heads,
             spec.num_kv_heads,
-            step.rope(self._rope_table, self.inverse_frequencies, self.rope_factor),
+            self._table(step),
             step.batch.slots,
             cache,
             q_norm=self.q_norm.weight if normed else None,
             k_norm=self.k_norm.weight if normed else None,
             eps=self.norm_eps,
             clip=spec.clip_qkv,
+            interleaved=spec.rope is not None and spec.rope.interleaved,
+            norm_last=spec.qk_norm_last,
         )
         plan = step.attention_plan(self._plan, cache, spec.window)
-        mixed = self._attend(query, cache, plan, spec.scale)
+        mixed = self._attend(query, cache, plan, spec.scale, softcap=spec.softcap, sinks=self.sinks)
         return self.o(mixed.view(-1, spec.q_size))
+
+    def _table(self, step: Step) -> Tensor | None:
+        """The angles of the step's positions."""
+        if self.spec.rope is None:
+            return None
+        table: Tensor = step.rope(self._rope_table, self.inverse_frequencies, self.rope_factor)
+        return table
 
     def named_views(self) -> NamedViews:
         """Queries, keys and values by their own names: that they are one product is no one else's business."""
         for name, view in super().named_views():
             yield name.removeprefix("qkv."), view
+        if self.sinks is not None:
+            yield "sinks", self.sinks.data
 
 
 @cache

@@ -88,6 +88,10 @@ class Layer(nn.Module):
         for name, child in self.named_children():
             yield from prefixed(name, child)
 
+    def loaded(self) -> None:
+        """Called once, when all that `named_views` named is filled: a layer may bring it into the form it computes
+        with."""
+
     def own_weights(self) -> list[Any]:
         """The parameters, plain or packed, that this layer holds itself."""
         plain = [weight for weight in self._parameters.values() if weight is not None]

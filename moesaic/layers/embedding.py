@@ -43,11 +43,14 @@ class LMHead(Layer):
             table, where the head is to be kept in another format).
     """
 
-    def __init__(self, ctx: BuildContext, vocab_size: int, hidden_size: int, tied: Embedding | None) -> None:
+    def __init__(
+        self, ctx: BuildContext, vocab_size: int, hidden_size: int, tied: Embedding | None, bias: bool = False
+    ) -> None:
         super().__init__()
         self.tied = tied is not None
         self.vocab_size = vocab_size
         self.weight = self._shared(ctx, tied) if tied is not None else ctx.matrix("weight", vocab_size, hidden_size)
+        self.bias = ctx.parameter(vocab_size) if bias else None
         self._linear = ctx.kernel("linear")
 
     @staticmethod
@@ -60,9 +63,11 @@ class LMHead(Layer):
 
     def forward(self, hidden: Tensor, scale: float = 1.0) -> Tensor:
         """`[N, hidden]` -> `[N, vocab]` float32, times `scale`."""
-        logits: Tensor = self._linear(hidden, self.weight, scale=scale)
+        logits: Tensor = self._linear(hidden, self.weight, self.bias, scale=scale)
         return logits.float()
 
     def named_views(self) -> NamedViews:
         if not self.tied:
             yield "weight", rows_of(self.weight, 0, self.vocab_size)
+        if self.bias is not None:
+            yield "bias", self.bias.data

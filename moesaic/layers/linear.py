@@ -78,6 +78,22 @@ class MergedColumnLinear(MergedLinear):
         return out
 
 
+class ActivatedLinear(MergedLinear):
+    """act(x W^T + bias)."""
+
+    def __init__(
+        self, ctx: BuildContext, in_size: int, parts: Mapping[str, int], activation: str, bias: bool = False
+    ) -> None:
+        super().__init__(ctx, in_size, parts, bias)
+        self.activation = activation
+        self._activated_linear = ctx.kernel("activated_linear")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, in]` -> `[T, sum of parts]`."""
+        out: Tensor = self._activated_linear(x, self.weight, self.bias, activation=self.activation)
+        return out
+
+
 class GatedLinear(MergedLinear):
     """act(gate(x)) * up(x)."""
 

@@ -1,19 +1,22 @@
-"""The dense feed-forward."""
+"""The dense feed-forward, gated or not."""
 
 from torch import Tensor
 
 from moesaic.layers.base import BuildContext, Layer, NamedViews
-from moesaic.layers.linear import GatedLinear, RowLinear
+from moesaic.layers.linear import ActivatedLinear, GatedLinear, RowLinear
 from moesaic.models.spec import DenseSpec
 
 
 class MLP(Layer):
-    """down(act(gate(x)) * up(x)), gate and up as one product."""
+    """down(act(gate(x)) * up(x)), gate and up as one product; or, not gated, down(act(up(x)))."""
 
     def __init__(self, ctx: BuildContext, spec: DenseSpec, hidden_size: int) -> None:
         super().__init__()
         size = spec.intermediate_size
-        self.gate_up = GatedLinear(ctx, hidden_size, size, spec.activation, bias=spec.bias)
+        if spec.gated:
+            self.gate_up: Layer = GatedLinear(ctx, hidden_size, size, spec.activation, bias=spec.bias)
+        else:
+            self.gate_up = ActivatedLinear(ctx, hidden_size, {"up": size}, spec.activation, bias=spec.bias)
         self.down = RowLinear(ctx.under("down"), size, hidden_size, bias=spec.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:

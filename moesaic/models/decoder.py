@@ -14,7 +14,7 @@ from moesaic.layers.base import BuildContext, Layer
 from moesaic.layers.embedding import Embedding, LMHead
 from moesaic.layers.kv_cache import KVCache, KVCacheSpec
 from moesaic.layers.mlp import MLP
-from moesaic.layers.norm import RMSNorm
+from moesaic.layers.norm import Norm
 from moesaic.layers.step import Step
 from moesaic.models.spec import LayerSpec, ModelSpec, MoESpec
 
@@ -38,10 +38,16 @@ class Decoder(Layer):
             DecoderLayer(ctx.under(f"layers.{index}"), spec, layer, index, self.expert_stats)
             for index, layer in enumerate(spec.layers)
         )
-        self.norm = RMSNorm(ctx, spec.hidden_size, spec.norm_eps)
+        self.positions = (
+            Embedding(ctx.under("positions"), spec.max_position_embeddings, spec.hidden_size)
+            if spec.learned_positions
+            else None
+        )
+        self.norm = Norm(ctx, spec.norm, spec.hidden_size)
+        self._mix, self._softcap = ctx.kernel("mix"), ctx.kernel("softcap")
         self._gather_rows = ctx.kernel("gather_rows")
         tied = self.embed if spec.tied_embeddings else None
-        self.lm_head = LMHead(ctx.under("lm_head"), spec.vocab_size, spec.hidden_size, tied)
+        self.lm_head = LMHead(ctx.under("lm_head"), spec.vocab_size, spec.hidden_size, tied, bias=spec.logits_bias)
         self._hooks = [hooks for m in self.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self._unhooked_at = -1  # how many hooks had ever been registered when none of them was left here
 
@@ -55,6 +61,8 @@ class Decoder(Layer):
         step = Step(batch)
         alpha = self.spec.multipliers.residual
         hidden, delta = self.embed(batch.token_ids, self.spec.multipliers.embedding), None
+        if self.positions is not None:
+            hidden = self._mix(hidden, self.positions(batch.positions))
         for layer, cache in zip(self.layers, caches, strict=True):
             hidden, delta = layer(hidden, delta, step, cache)
         return self.norm.add(hidden, delta, alpha)[1]
@@ -65,6 +73,8 @@ class Decoder(Layer):
         if rows is not None and rows.shape[0] < hidden.shape[0]:
             hidden = self._gather_rows(hidden, rows)
         logits: Tensor = self.lm_head(hidden, self.spec.multipliers.logits)
+        if self.spec.logits_softcap is not None:
+            logits = self._softcap(logits, self.spec.logits_softcap)
         return logits
 
     @property
@@ -87,26 +97,52 @@ class Decoder(Layer):
 
 
 class DecoderLayer(Layer):
-    """norm → attention → norm → feed-forward, each pair around a residual."""
+    """Attention and feed-forward, each added to the residual stream, with norms where the spec has them.
+
+    The norms are called after where they stand: `attention_norm` before attention, `attention_post_norm` on what it
+    gives, and so on; with "parallel" norms, `attention_norm` serves both.
+    """
 
     def __init__(self, ctx: BuildContext, model: ModelSpec, spec: LayerSpec, index: int, stats: ExpertStats) -> None:
         super().__init__()
+        self.norms = spec.norms
         self.residual_multiplier = model.multipliers.residual
-        self.attention_norm = RMSNorm(ctx, model.hidden_size, model.norm_eps)
-        self.attention = Attention(ctx.under("attention"), spec.attention, model.hidden_size, model.norm_eps)
-        self.ffn_norm = RMSNorm(ctx, model.hidden_size, model.norm_eps)
+
+        def norm(*kinds: str) -> Norm | None:
+            return Norm(ctx, model.norm, model.hidden_size) if spec.norms in kinds else None
+
+        self.attention_norm = norm("pre", "sandwich", "parallel")
+        self.attention = Attention(ctx.under("attention"), spec.attention, model.hidden_size, model.norm)
+        self.attention_post_norm = norm("post", "sandwich")
+        self.ffn_norm = norm("pre", "sandwich")
         if isinstance(spec.ffn, MoESpec):
             self.mlp: Layer = MoE(ctx.under("mlp"), spec.ffn, model.hidden_size, index, stats)
         else:
             self.mlp = MLP(ctx.under("mlp"), spec.ffn, model.hidden_size)
+        self.ffn_post_norm = norm("post", "sandwich")
+        self._mix = ctx.kernel("mix")
 
     def forward(self, hidden: Tensor, delta: Tensor | None, step: Step, cache: KVCache) -> tuple[Tensor, Tensor]:
         """The residual stream `[T, hidden]` and what is still to be added to it, from the last layer and for the next.
 
         Additions are left to the norm that follows them, for the two are one operation.
         """
-        alpha = self.residual_multiplier
-        hidden, normed = self.attention_norm.add(hidden, delta, alpha)
-        attended = self.attention(normed, step, cache)
-        hidden, normed = self.ffn_norm.add(hidden, attended, alpha)
-        return hidden, self.mlp(normed)
+        hidden, normed = self._add(hidden, delta, self.attention_norm)
+        attended = _normed(self.attention(normed, step, cache), self.attention_post_norm)
+        if self.norms == "parallel":
+            return hidden, self._mix(attended, self.mlp(normed))
+        hidden, normed = self._add(hidden, attended, self.ffn_norm)
+        return hidden, _normed(self.mlp(normed), self.ffn_post_norm)
+
+    def _add(self, hidden: Tensor, delta: Tensor | None, norm: Norm | None) -> tuple[Tensor, Tensor]:
+        """The residual stream with `delta` added, and what the next part is given of it."""
+        if norm is not None:
+            return norm.add(hidden, delta, self.residual_multiplier)
+        if delta is not None:
+            hidden = self._mix(hidden, delta, 1.0, self.residual_multiplier)
+        return hidden, hidden
+
+
+def _normed(x: Tensor, norm: Norm | None) -> Tensor:
+    out: Tensor = x if norm is None else norm(x)
+    return out

@@ -45,7 +45,7 @@ def load_model(
     """
     import torch
 
-    from moesaic.layers.base import BuildContext
+    from moesaic.layers.base import BuildContext, Layer
     from moesaic.models.backends import choose_backends
     from moesaic.models.decoder import Decoder
     from moesaic.weights.loader import fill_dummy
@@ -83,6 +83,9 @@ def load_model(
         fill_dummy(parameters, config.seed)
     else:
         _load(config, architecture, source, parameters, plan.quantised, progress)
+    for module in model.modules():
+        if isinstance(module, Layer):
+            module.loaded()
     return model.eval()
 
 

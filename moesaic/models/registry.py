@@ -93,8 +93,9 @@ def _load_builtin_and_plugins() -> None:
     """Register the modules of `archs/`, then call each plugin. A plugin's error is its own, with its name added."""
     for info in iter_modules(archs.__path__):
         module = import_module(f"{archs.__name__}.{info.name}")
-        ModelRegistry._targets.setdefault(module.ARCHITECTURE, module)
-        ModelRegistry._model_types[module.MODEL_TYPE] = module.ARCHITECTURE
+        for name, model_type in {module.ARCHITECTURE: module.MODEL_TYPE, **getattr(module, "ALSO", {})}.items():
+            ModelRegistry._targets.setdefault(name, module)
+            ModelRegistry._model_types[model_type] = name
     for plugin in entry_points(group=PLUGIN_GROUP):
         try:
             plugin.load()()

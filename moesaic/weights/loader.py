@@ -17,7 +17,7 @@ import torch
 from moesaic.core.errors import CheckpointError
 from moesaic.core.log import get_logger
 from moesaic.weights.plan import Copy, plan_load
-from moesaic.weights.rules import AnyRule, Index
+from moesaic.weights.rules import AnyRule, Index, View
 from moesaic.weights.safetensors_file import FLOAT_DTYPES
 from moesaic.weights.sources import Source
 
@@ -113,8 +113,8 @@ class Piece:
 
 
 def _pieces(source: Source, copy: Copy, into: Target) -> Iterator[Piece]:
-    if isinstance(into, torch.Tensor):
-        yield Piece(copy, into, 0, len(into))
+    if isinstance(into, torch.Tensor) or copy.view is not None:
+        yield Piece(copy, into, 0, into.shape[0])
         return
     for start, stop in _row_ranges(into.shape, FLOAT_DTYPES[source.tensors[copy.source].dtype].itemsize):
         yield Piece(copy, into, start, stop)
@@ -138,12 +138,27 @@ class Staging:
     def pour(self, piece: Piece) -> int:
         """Read a piece to where it goes; the bytes read."""
         copy, into = piece.copy, piece.into
+        if copy.view is not None:
+            return self._pour_view(copy, copy.view, into)
         if isinstance(into, torch.Tensor):
             self._source.read(copy.source, copy.index, into)
             return _bytes_read(self._source, copy, tuple(into.shape))
         rows = self.read(copy, piece.start, piece.stop, into.shape)
         into.rows(piece.start, piece.stop).fill(rows, alone=True)
         return _bytes_read(self._source, copy, tuple(rows.shape))
+
+    def _pour_view(self, copy: Copy, view: View, into: Target) -> int:
+        """Read a part whole, and take of it what is wanted."""
+        dtype = FLOAT_DTYPES[self._source.tensors[copy.source].dtype]
+        part = self._take(math.prod(view.shape) * dtype.itemsize).view(dtype).view(view.shape)
+        self._source.read(copy.source, copy.index, part)
+        wanted = part[view.index]
+        wanted = wanted.T if view.transposed else wanted
+        if isinstance(into, torch.Tensor):
+            into.copy_(wanted)
+        else:
+            into.fill(wanted.contiguous(), alone=True)
+        return _bytes_read(self._source, copy, view.shape)
 
     def read(self, copy: Copy, start: int, stop: int, shape: tuple[int, ...]) -> torch.Tensor:
         """Rows [start, stop) of what `copy` names, good until this thread reads the next."""

@@ -9,18 +9,20 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from moesaic.core.errors import CheckpointError, nearest
-from moesaic.weights.rules import AnyRule, Index, RuleBook, Shape, numberless, whole_shape
+from moesaic.weights.rules import AnyRule, Index, Place, RuleBook, Shape, View, numberless, whole_shape
 
 MAX_LISTED = 20  # groups of each kind of miss that an error message spells out
 
 
 @dataclass(frozen=True)
 class Copy:
-    """One copy to make: part `index` of the checkpoint's tensor `source` into parameter `target`."""
+    """One copy to make: part `index` of the checkpoint's tensor `source`, or what `view` says of it, into parameter
+    `target`."""
 
     source: str
     index: Index
     target: str
+    view: View | None = None
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,12 @@ def plan_load(
     """
     book = RuleBook(rules)
     places = {name: book.locate(name, shape) for name, shape in parameters.items()}
-    expected = _expected_shapes(parameters, places)
+    expected = _expected_shapes(places)
     surplus = {name for name in tensors if name not in expected and not book.ignored(name)}
     checks = [Copy(name, (), book.ties[name]) for name in sorted(surplus & book.ties.keys())]
     expected |= {check.source: parameters[check.target] for check in checks}
     found = {
-        name: [Copy(source, index, name) for source, index in options if source in tensors]
+        name: [Copy(place.source, place.index, name, place.view) for place in options if place.source in tensors]
         for name, options in places.items()
     }
     missing = [name for name, copies in found.items() if not copies]
@@ -57,10 +59,10 @@ def plan_load(
         return LoadPlan([copies[0] for copies in found.values()], checks)
 
     near_surplus = _NearestNames(superfluous)
-    near_absent = _NearestNames(source for name in missing for source, _ in places[name])
+    near_absent = _NearestNames(place.source for name in missing for place in places[name])
 
     def say_missing(name: str) -> str:
-        sources = [source for source, _ in places[name]]
+        sources = [place.source for place in places[name]]
         return f"expected as {' or '.join(sources) or 'no rule says where from'}{near_surplus.hint(sources)}"
 
     lines = [
@@ -80,14 +82,12 @@ def plan_load(
     raise CheckpointError(f"the checkpoint in {where} does not fit the model:\n" + "\n".join(lines))
 
 
-def _expected_shapes(
-    parameters: Mapping[str, Shape], places: Mapping[str, list[tuple[str, Index]]]
-) -> dict[str, Shape]:
+def _expected_shapes(places: Mapping[str, list[Place]]) -> dict[str, Shape]:
     """The shape of every tensor that some parameter may lie in, from the parameters in it."""
     parts: dict[str, list[tuple[Index, Shape]]] = defaultdict(list)
-    for name, options in places.items():
-        for source, index in options:
-            parts[source].append((index, parameters[name]))
+    for options in places.values():
+        for place in options:
+            parts[place.source].append((place.index, place.shape))
     return {source: whole_shape(found) for source, found in parts.items()}
 
 

@@ -16,33 +16,96 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
+class View:
+    """What of a part that was read a parameter is, where it does not lie there row after row.
+
+    Attributes:
+        shape: of the part as it is stored.
+        cut: which of its rows; of its columns, where it is transposed; None for all.
+        transposed: the parameter is its transpose.
+    """
+
+    shape: Shape
+    cut: slice | None
+    transposed: bool
+
+    @property
+    def index(self) -> tuple[slice, ...]:
+        """What is cut, as torch indexes the part."""
+        return (..., self.cut or slice(None)) if self.transposed else (self.cut or slice(None),)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter lies: part `index` of the checkpoint's tensor `source`, and of that what `view` says.
+
+    Attributes:
+        shape: of the part.
+    """
+
+    source: str
+    index: Index
+    shape: Shape
+    view: View | None = None
+
+
+@dataclass(frozen=True)
 class Rule:
     """The parameter named `target` is a part of the checkpoint's tensor `source`.
 
     Attributes:
         source, target: templates; each variable of the source stands in the target too.
         stacked: the variable of the target that counts along the source's first dimension.
-        part, parts: the target is the part-th of this many equal parts along the (next) dimension.
+        flat: what is stacked is not a dimension of its own: number n has the n-th equal part of the rows.
+        part, parts: the target is the part-th of this many equal parts along the (next) dimension, its own first one.
+        interleaved: these parts take turns, instead of one following the other.
+        transposed: the source holds the target's transpose.
+        row: the source is a matrix of one row, which the target is.
+        start: the target is the rows of the source from this one on.
     """
 
     source: str
     target: str
     stacked: str | None = None
+    flat: bool = False
     part: int = 0
     parts: int = 1
+    interleaved: bool = False
+    transposed: bool = False
+    row: bool = False
+    start: int = 0
 
-    def locate(self, name: str, shape: Shape) -> tuple[str, Index] | None:
-        """Where parameter `name` of `shape` lies: tensor and part of it. None when the rule is not about it."""
+    def locate(self, name: str, shape: Shape) -> Place | None:
+        """Where parameter `name` of `shape` lies. None when the rule is not about it."""
         found = _pattern(self.target).fullmatch(name)
         if found is None:
             return None
         variables = found.groupdict()
-        index: list[int | slice] = []
+        source = self.source.format(**variables)
+        index: list[int | slice] = [0] if self.row else []
+        stored, view = self._stored(shape)
         if self.stacked is not None:
-            index.append(int(variables[self.stacked]))
-        if self.parts > 1:
+            number = int(variables[self.stacked])
+            index.append(slice(number * stored[0], (number + 1) * stored[0]) if self.flat else number)
+        if self.parts > 1 and view is None:
             index.append(slice(self.part * shape[0], (self.part + 1) * shape[0]))
-        return self.source.format(**variables), tuple(index)
+        if self.start:
+            index.append(slice(self.start, self.start + shape[0]))
+        return Place(source, tuple(index), stored, view)
+
+    def _stored(self, shape: Shape) -> tuple[Shape, View | None]:
+        """The shape of what is read for a parameter of `shape`, and how it lies in there."""
+        if not self.transposed and not self.interleaved:
+            return shape, None
+        rows = shape[0] * self.parts
+        cut = None
+        if self.parts > 1 and self.interleaved:
+            cut = slice(self.part, rows, self.parts)
+        elif self.parts > 1:
+            cut = slice(self.part * shape[0], (self.part + 1) * shape[0])
+        # What is cut is a row of the target: the last dimension of what is stored where that is its transpose.
+        stored = (*shape[1:], rows) if self.transposed else (rows, *shape[1:])
+        return stored, View(stored, cut, self.transposed)
 
 
 @dataclass(frozen=True)
@@ -79,12 +142,26 @@ def experts(source: str, gate: str, up: str, down: str, target: str = "layers.{l
     return tuple(Rule(f"{source}.{theirs}.weight", f"{target}.{ours}.weight") for ours, theirs in names.items())
 
 
-def fused_experts(gate_up: str, down: str, target: str = "layers.{l}.mlp.experts.{e}") -> tuple[Rule, ...]:
-    """All experts of a layer stacked: gate over up `[E, 2I, H]`, and down `[E, H, I]`."""
+def fused_experts(
+    gate_up: str,
+    down: str,
+    target: str = "layers.{l}.mlp.experts.{e}",
+    interleaved: bool = False,
+    transposed: bool = False,
+    kind: str = "weight",
+) -> tuple[Rule, ...]:
+    """All experts of a layer stacked: gate over up `[E, 2I, H]`, and down `[E, H, I]`.
+
+    Args:
+        interleaved: gate's and up's rows take turns.
+        transposed: `[E, H, 2I]` and `[E, I, H]`.
+        kind: "weight", or "bias", of which the last dimension is not there.
+    """
+    both = {"stacked": "e", "parts": 2, "interleaved": interleaved, "transposed": transposed}
     return (
-        Rule(gate_up, f"{target}.gate.weight", stacked="e", part=0, parts=2),
-        Rule(gate_up, f"{target}.up.weight", stacked="e", part=1, parts=2),
-        Rule(down, f"{target}.down.weight", stacked="e"),
+        Rule(gate_up, f"{target}.gate.{kind}", part=0, **both),  # type: ignore[arg-type]
+        Rule(gate_up, f"{target}.up.{kind}", part=1, **both),  # type: ignore[arg-type]
+        Rule(down, f"{target}.down.{kind}", stacked="e", transposed=transposed),
     )
 
 
@@ -108,7 +185,7 @@ class RuleBook:
         self._ignores = [r for r in rules if isinstance(r, Ignore)]
         self._by_pattern: dict[str, list[Rule]] = {}
 
-    def locate(self, name: str, shape: Shape) -> list[tuple[str, Index]]:
+    def locate(self, name: str, shape: Shape) -> list[Place]:
         """All places where parameter `name` may lie, in the order of the rules."""
         pattern = numberless(name)
         if pattern not in self._by_pattern:

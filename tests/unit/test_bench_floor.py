@@ -15,7 +15,7 @@ from moesaic.entrypoints.bench.floor import (
     step_operations,
     weight_bytes,
 )
-from moesaic.models.spec import AttentionSpec, DenseSpec, LayerSpec, ModelSpec, MoESpec, RopeSpec, RouterSpec
+from moesaic.models.spec import AttentionSpec, DenseSpec, LayerSpec, ModelSpec, MoESpec, NormSpec, RopeSpec, RouterSpec
 
 HIDDEN, VOCAB, INNER, EXPERTS, TOP = 8, 32, 4, 4, 2
 BF16 = WeightFormat("bf16")
@@ -31,7 +31,7 @@ def model(*ffns, window=None) -> ModelSpec:
         vocab_size=VOCAB,
         hidden_size=HIDDEN,
         max_position_embeddings=64,
-        norm_eps=1e-6,
+        norm=NormSpec(eps=1e-6),
         tied_embeddings=False,
         layers=tuple(LayerSpec(attention=attention, ffn=ffn) for ffn in ffns),
     )

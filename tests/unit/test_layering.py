@@ -82,7 +82,7 @@ def test_no_architecture_is_named_outside_its_file():
     for arch in ARCHS:
         names[arch.stem] = arch
         names[re.search(r'ARCHITECTURE = "(\w+)"', arch.read_text()).group(1)] = arch
-    word = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(map(re.escape, names))})(?![A-Za-z0-9])")
+    word = re.compile(rf"(?<![A-Za-z0-9_])({'|'.join(map(re.escape, names))})(?![A-Za-z0-9_])")
     wrong = [
         f"{path}:{line}: {name}"
         for path in [*SOURCES, *ARCHS]

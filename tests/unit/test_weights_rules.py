@@ -1,11 +1,12 @@
 """Rules read in both directions, and the plan accounts for every name, reporting all misses together."""
 
 import pytest
+import torch
 
 from moesaic.core.errors import CheckpointError
 from moesaic.models.archs import granitemoe, mixtral
 from moesaic.weights.plan import MAX_LISTED, Copy, plan_load
-from moesaic.weights.rules import RuleBook, experts, fused_experts, ignore, numberless, rename, tied, whole_shape
+from moesaic.weights.rules import Rule, RuleBook, experts, fused_experts, ignore, numberless, rename, tied, whole_shape
 
 H, I, E, LAYERS = 8, 6, 3, 2  # noqa: E741
 RULES = [
@@ -49,26 +50,52 @@ def misses(tensors, shapes=None):
     return str(e.value)
 
 
+def places(rules, name, shape):
+    return [(place.source, place.index) for place in RuleBook(rules).locate(name, shape)]
+
+
 def test_rules_say_where_a_parameter_lies():
-    book = RuleBook(RULES)
-    assert book.locate("layers.1.mlp.experts.2.up.weight", (I, H)) == [
+    assert places(RULES, "layers.1.mlp.experts.2.up.weight", (I, H)) == [
         ("model.layers.1.moe.experts.2.w3.weight", ()),
         ("model.layers.1.moe.gate_up", (2, slice(I, 2 * I))),
     ]
-    assert book.locate("layers.1.mlp.experts.2.down.weight", (H, I))[1] == ("model.layers.1.moe.down", (2,))
-    assert book.locate("layers.0.attention.q.bias", (H,)) == [("model.layers.0.attn.q.bias", ())]
-    assert book.locate("nothing.like.it", (H,)) == []
+    assert places(RULES, "layers.1.mlp.experts.2.down.weight", (H, I))[1] == ("model.layers.1.moe.down", (2,))
+    assert places(RULES, "layers.0.attention.q.bias", (H,)) == [("model.layers.0.attn.q.bias", ())]
+    assert places(RULES, "nothing.like.it", (H,)) == []
+
+
+def test_parts_that_take_turns_and_transposes_are_read_whole():
+    rules = fused_experts("l{l}.gate_up", "l{l}.down", interleaved=True, transposed=True)
+    (gate,), (up,), (down,) = (
+        RuleBook(rules).locate(f"layers.1.mlp.experts.2.{part}.weight", shape)
+        for part, shape in (("gate", (I, H)), ("up", (I, H)), ("down", (H, I)))
+    )
+    assert (gate.source, gate.index, gate.shape) == ("l1.gate_up", (2,), (H, 2 * I)) and down.shape == (I, H)
+    stored = torch.arange(H * 2 * I).view(H, 2 * I)
+    assert torch.equal(stored[gate.view.index].T, stored.T[0::2]) and torch.equal(
+        stored[up.view.index].T, stored.T[1::2]
+    )
+    assert gate.view.transposed and down.view.transposed
+    (bias,) = RuleBook(fused_experts("b", "d", interleaved=True, kind="bias", target="{e}")).locate("3.up.bias", (I,))
+    assert (bias.index, bias.shape, bias.view.index) == ((3,), (2 * I,), (slice(1, 2 * I, 2),))
+
+
+def test_rows_of_a_flat_stack_a_single_row_and_rows_from_the_middle():
+    flat = Rule("w", "{e}.weight", stacked="e", flat=True)
+    assert places([flat], "2.weight", (I, H)) == [("w", (slice(2 * I, 3 * I),))]
+    assert places([Rule("w", "b", row=True)], "b", (H,)) == [("w", (0,))]
+    assert places([Rule("w", "t", start=2)], "t", (5, H)) == [("w", (slice(2, 7),))]
 
 
 def test_families_share_canonical_names():
     name, shape = "layers.7.mlp.experts.11.gate.weight", (I, H)
-    assert RuleBook(mixtral.RULES).locate(name, shape) == [
+    assert places(mixtral.RULES, name, shape) == [
         ("model.layers.7.block_sparse_moe.experts.11.w1.weight", ()),
         ("model.layers.7.mlp.experts.gate_up_proj", (11, slice(0, I))),
     ]
-    assert ("model.layers.7.block_sparse_moe.input_linear.weight", (11, slice(0, I))) in RuleBook(
-        granitemoe.RULES
-    ).locate(name, shape)
+    assert ("model.layers.7.block_sparse_moe.input_linear.weight", (11, slice(0, I))) in places(
+        granitemoe.RULES, name, shape
+    )
 
 
 def test_whole_shape_is_what_the_parts_cover():

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moesaic.core.formats import WeightFormat
-from moesaic.models.spec import AttentionSpec, ModelSpec, MoESpec
+from moesaic.models.spec import AttentionSpec, DenseSpec, ModelSpec, MoESpec
 
 BITS = {"f32": 32, "f16": 16, "bf16": 16, "w8": 8, "w4": 4, "w8a8": 8}
 SCALE_BITS = 16
@@ -92,9 +92,11 @@ def step_bytes(spec: ModelSpec, formats: Formats, work: Work) -> float:
                 else work.distinct[index]
             )
             total += matrix_bytes(formats.router, ffn.num_experts, hidden)
-            total += touched * _gated_bytes(formats.experts, hidden, ffn.intermediate_size)
+            total += touched * _ffn_bytes(formats.experts, hidden, ffn.expert)
+            if ffn.shared is not None:
+                total += _ffn_bytes(formats.dense, hidden, ffn.shared.ffn)
         else:
-            total += _gated_bytes(formats.dense, hidden, ffn.intermediate_size)
+            total += _ffn_bytes(formats.dense, hidden, ffn)
     return total
 
 
@@ -130,8 +132,9 @@ def weight_bytes(spec: ModelSpec, formats: Formats, embedding_bytes: float = 2.0
     return step_bytes(spec, formats, every) + table
 
 
-def _gated_bytes(weight: WeightFormat, hidden: int, intermediate: int) -> float:
-    return matrix_bytes(weight, 2 * intermediate, hidden) + matrix_bytes(weight, hidden, intermediate)
+def _ffn_bytes(weight: WeightFormat, hidden: int, ffn: DenseSpec) -> float:
+    size = ffn.intermediate_size
+    return matrix_bytes(weight, size * (2 if ffn.gated else 1), hidden) + matrix_bytes(weight, hidden, size)
 
 
 def _projections(attention: AttentionSpec, hidden: int) -> int:

@@ -84,6 +84,7 @@ class Prepare(ctypes.Structure):
         ("interleaved", ctypes.c_int32),
         ("eps", ctypes.c_float),
         ("clip", ctypes.c_float),
+        ("norm_last", ctypes.c_int32),
     )
 
 
@@ -207,6 +208,7 @@ def prepare_qkv(
     eps: float = 0.0,
     clip: float | None = None,
     interleaved: bool = False,
+    norm_last: bool = False,
 ) -> Tensor:
     """`[T, heads * D + kv_heads * (D + Dv)]` fp32 -> queries `[T, heads, D]`; keys and values are in the cache."""
     spec, num_tokens = cache.spec, qkv.shape[0]
@@ -241,6 +243,7 @@ def prepare_qkv(
         interleaved=int(interleaved),
         eps=eps,
         clip=math.inf if clip is None else clip,
+        norm_last=int(norm_last),
     )
     _PREPARE(arguments)
     return out

@@ -6,6 +6,7 @@ Activations are fp32 in all of it (docs/cpu-backend.md).
 from collections.abc import Callable
 
 from moesaic.kernels.cpu.attention import paged_attention, plan_attention, prepare_qkv, rope_table, rotate, write_kv
+from moesaic.kernels.cpu.elementwise import apply_gate, mix, softcap
 from moesaic.kernels.cpu.library import Unavailable, isa
 from moesaic.kernels.cpu.matmul import ACTIVATIONS, activated_linear, fused_moe, gated_linear, linear
 from moesaic.kernels.cpu.norm import add_layer_norm, add_rms_norm, embed, gather_rows, layer_norm, rms_norm
@@ -16,12 +17,14 @@ __all__ = [
     "activated_linear",
     "add_layer_norm",
     "add_rms_norm",
+    "apply_gate",
     "embed",
     "fused_moe",
     "gated_linear",
     "gather_rows",
     "layer_norm",
     "linear",
+    "mix",
     "paged_attention",
     "plan_attention",
     "prepare_qkv",
@@ -29,6 +32,7 @@ __all__ = [
     "rope_table",
     "rotate",
     "route",
+    "softcap",
     "supports",
     "write_kv",
 ]

@@ -1,0 +1,34 @@
+"""The oracle's sums, gates and caps between products, in plain torch."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Gate = Literal["sigmoid", "softplus"]
+
+
+def mix(x: Tensor, y: Tensor | None, a: float = 1.0, b: float = 1.0, gate: Tensor | None = None) -> Tensor:
+    """`a * x + b * sigmoid(gate) * y`: `[T, H]`, `[T, H]`, `[T, 1]` -> `[T, H]` in x's dtype, computed in fp32.
+
+    Args:
+        y: None adds nothing.
+        gate: None for no gate.
+    """
+    wide = x.float() * a
+    if y is not None:
+        share = b if gate is None else b * gate.float().sigmoid()
+        wide = wide + share * y.float()
+    return wide.to(x.dtype)
+
+
+def apply_gate(x: Tensor, gate: Tensor, kind: Gate = "sigmoid") -> Tensor:
+    """`x * f(gate)`: `[T, N]`, gate `[T, N]` or `[T, N / g]`, one for g neighbours -> `[T, N]`, computed in fp32."""
+    factor = gate.float().sigmoid() if kind == "sigmoid" else F.softplus(gate.float())
+    return (x.float() * factor.repeat_interleave(x.shape[1] // gate.shape[1], 1)).to(x.dtype)
+
+
+def softcap(x: Tensor, cap: float) -> Tensor:
+    """`cap * tanh(x / cap)`, computed in fp32."""
+    return (torch.tanh(x.float() / cap) * cap).to(x.dtype)
