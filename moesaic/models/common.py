@@ -15,6 +15,7 @@ from moesaic.models.spec import (
     LinearScaling,
     Llama3Scaling,
     ModelSpec,
+    MoESpec,
     Multipliers,
     NormSpec,
     RopeSpec,
@@ -27,7 +28,7 @@ from moesaic.weights.rules import experts, fused_experts, ignore, rename, tied
 BASE_RULES = [  # all but the layers' norms and their feed-forward
     rename("model.embed_tokens.weight", "embed.weight"),
     rename("model.norm.weight", "norm.weight"),
-    rename("lm_head.weight", "lm_head.weight"),
+    rename("lm_head.{p}", "lm_head.{p}"),
     tied("lm_head.weight", "embed.weight"),
     *(
         rename(f"model.layers.{{l}}.self_attn.{part}_proj.{{p}}", f"layers.{{l}}.attention.{part}.{{p}}")
@@ -62,6 +63,7 @@ SHARED_RULES = [
     for name in ("shared_experts", "shared_expert", "shared_mlp")
     for part in ("gate", "up", "down")
 ] + [rename(f"{MLP}.shared_expert_gate.weight", "layers.{l}.mlp.shared_gate.weight")]
+DEEPSEEK_RULES = [*DECODER_RULES, *DENSE_RULES, *MLP_EXPERT_RULES, *CORRECTION_RULES, *SHARED_RULES]
 SANDWICH_RULES = [
     *BASE_RULES,
     rename("model.layers.{l}.input_layernorm.weight", "layers.{l}.attention_norm.weight"),
@@ -138,6 +140,8 @@ def kinds_of_layers(c: ConfigReader, key: str, known: Sequence[str], absent: Cal
 
 def windows(c: ConfigReader, window: int | None, sliding: Callable[[int], bool]) -> list[int | None]:
     """Each layer's window: `layer_types`, or, where the config has none, those that `sliding` names have one."""
+    if window is not None and window < 1:
+        raise c.error("sliding_window", "must be at least 1")
     kinds = kinds_of_layers(
         c,
         "layer_types",
@@ -147,13 +151,23 @@ def windows(c: ConfigReader, window: int | None, sliding: Callable[[int], bool])
     return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
-def deepseek_router(c: ConfigReader, *, scale: float = 1.0, renormalize: bool = True) -> RouterSpec:
-    """DeepSeek-V3's router (2024, section 2.1.2): sigmoids, a correction for the choice, groups by their two best.
+def shared_experts(size: int, count: int, act: Activation = "silu", bias: bool = False) -> SharedSpec | None:
+    """So many shared experts of a size, as one feed-forward; none where there is none."""
+    return SharedSpec(ffn=DenseSpec(intermediate_size=size * count, activation=act, bias=bias)) if count else None
+
+
+def deepseek_moe(
+    c: ConfigReader, *, experts: str, shared: str, num_shared: int, scale: float = 1.0, renormalize: bool = True
+) -> MoESpec:
+    """DeepSeek-V3's experts (2024, section 2.1.2), which many have taken over: shared ones of the same size, and others
+    chosen by sigmoids, with a correction for the choice alone, among the groups whose two best are best.
 
     Args:
-        scale, renormalize: for a config that says nothing.
+        experts, shared: what the config calls their numbers.
+        num_shared, scale, renormalize: for a config that says nothing.
     """
-    return RouterSpec(
+    size, act = c.require(int, "moe_intermediate_size"), activation(c)
+    router = RouterSpec(
         top_k=c.require(int, "num_experts_per_tok"),
         scoring="sigmoid",
         correction=True,
@@ -163,11 +177,13 @@ def deepseek_router(c: ConfigReader, *, scale: float = 1.0, renormalize: bool = 
         epsilon=1e-20,
         scale=c.read(float, "routed_scaling_factor", absent=scale),
     )
-
-
-def shared_experts(size: int, count: int, act: Activation = "silu") -> SharedSpec | None:
-    """So many shared experts of a size, as one feed-forward; none where there is none."""
-    return SharedSpec(ffn=DenseSpec(intermediate_size=size * count, activation=act)) if count else None
+    return MoESpec(
+        num_experts=c.require(int, experts, "num_local_experts"),
+        intermediate_size=size,
+        router=router,
+        activation=act,
+        shared=shared_experts(size, c.read(int | None, shared, absent=num_shared) or 0, act),
+    )
 
 
 def num_layers(c: ConfigReader) -> int:

@@ -2,8 +2,9 @@
 
 A rule relates two name templates, so it reads in both directions: loading asks where a parameter comes from,
 converting asks where it goes. Templates hold variables in braces: `{l}` and `{e}` stand for numbers (layer, expert),
-every other one for a word, such as `{p}` for weight or bias. Canonical names are as fine as names get
-(`layers.3.mlp.experts.7.gate.weight`), so that fused, split and stacked checkpoints all reach the same parameters.
+`{any}` for whatever follows, every other one for a word, such as `{p}` for weight or bias. Canonical names are as fine
+as names get (`layers.3.mlp.experts.7.gate.weight`), so that fused, split and stacked checkpoints all reach the same
+parameters.
 """
 
 import re
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+VARIABLES = {"l": "[0-9]+", "e": "[0-9]+", "any": ".+"}  # what these stand for in a template; others are words
 Index = tuple["int | slice", ...]  # which part of a tensor, as torch indexes it; () is all of it
 Shape = tuple[int, ...]
 
@@ -216,10 +218,10 @@ def whole_shape(parts: Sequence[tuple[Index, Shape]]) -> Shape:
 
 @cache
 def _pattern(template: str) -> re.Pattern[str]:
-    """The regular expression of a template: `{l}` and `{e}` are numbers, other variables words."""
+    """The regular expression of a template."""
     pieces = re.split(r"\{(\w+)\}", template)
     for i in range(1, len(pieces), 2):
-        pieces[i] = rf"(?P<{pieces[i]}>{'[0-9]+' if pieces[i] in ('l', 'e') else '[a-z_]+'})"
+        pieces[i] = rf"(?P<{pieces[i]}>{VARIABLES.get(pieces[i], '[a-z_]+')})"
         pieces[i - 1] = re.escape(pieces[i - 1])
     pieces[-1] = re.escape(pieces[-1])
     return re.compile("".join(pieces))

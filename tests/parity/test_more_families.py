@@ -16,6 +16,7 @@ VARIANTS = {
     "cohere2_moe rms norm": ("cohere2_moe", {"rms_norm_eps": 1e-5}),
     "dots1 not renormalised": ("dots1", {"norm_topk_prob": False}),
     "dots1 groups": ("dots1", {"n_group": 2, "topk_group": 1, "norm_topk_prob": True}),
+    "ernie4_5_moe biases": ("ernie4_5_moe", {"use_bias": True}),
     "ernie4_5_moe interval": ("ernie4_5_moe", {"moe_layer_start_index": 0, "moe_layer_interval": 2}),
     "ernie4_5_moe no shared experts": ("ernie4_5_moe", {"moe_num_shared_experts": 0}),
     "exaone_moe groups": ("exaone_moe", {"n_group": 4, "topk_group": 2}),

@@ -2,8 +2,11 @@
 
 import pytest
 
+from moesaic.core.errors import ConfigError
+from moesaic.models.archs import glm4_moe
 from moesaic.models.load import spec_of
 from moesaic.models.spec import DenseSpec, MoESpec
+from moesaic.weights.rules import RuleBook
 
 COMMON = {
     "vocab_size": 1000,
@@ -82,3 +85,22 @@ def test_a_dense_model_is_all_active():
     dense = spec(model_type="llama")
     assert dense.num_parameters == dense.num_active_parameters
     assert not any(isinstance(layer.ffn, MoESpec) for layer in dense.layers)
+
+
+def test_positions_of_gpt_oss_are_not_guessed_at():
+    config = {"model_type": "gpt_oss", "num_local_experts": 4}
+    with pytest.raises(ConfigError, match="rope_scaling = null: must say how positions are scaled"):
+        spec(**config)
+    assert spec(**config, rope_scaling={"rope_type": "default"}).layers[0].attention.rope.theta == 150000.0
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "gemma2"])
+def test_a_window_of_nothing_is_refused(model_type):
+    with pytest.raises(ConfigError, match="sliding_window = 0: must be at least 1"):
+        spec(model_type=model_type, sliding_window=0)
+
+
+def test_layers_for_speculation_are_not_needed():
+    book = RuleBook(glm4_moe.RULES)
+    assert book.ignored("model.layers.46.shared_head.norm.weight") and book.ignored("model.layers.92.eh_proj.weight")
+    assert not book.ignored("model.layers.45.shared_head.norm.weight")

@@ -43,7 +43,8 @@ def test_a_scheme_is_of_all_projections_and_the_head_has_eight_bits(scheme, laye
     assert p.format_of("layers.3.mlp.experts.7.gate") == p.format_of("layers.3.attention.q.weight") == layer
     assert p.format_of("layers.10.mlp.down") == layer
     assert p.format_of("lm_head.weight") == head
-    assert p.format_of("embed.weight") == p.format_of("layers.3.mlp.router.weight") == WeightFormat("bf16")
+    for kept in ("embed", "positions", "layers.3.mlp.router", "layers.3.mlp.shared_gate"):
+        assert p.format_of(f"{kept}.weight") == WeightFormat("bf16")
 
 
 def test_the_last_pattern_that_fits_decides():

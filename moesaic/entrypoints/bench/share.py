@@ -19,7 +19,7 @@ from moesaic.kernels.cpu.packed import PackedMatrix
 
 DTYPE_KINDS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 QUANTISED = {"w8": "w8a16", "w4": "w4a16", "w8a8": "w8a8"}  # kinds of weights, as --quantization calls them
-PLACES = ("experts", "dense", "lm_head", "router")  # names of modules, and "dense" for all others
+PLACES = ("experts", "dense", "lm_head", "router")  # modules of these names and what is in them; "dense": all others
 READ_EVERY = 0.25  # seconds between two reads of the bandwidth within a run
 
 
@@ -29,11 +29,11 @@ def formats_of(engine: LLMEngine) -> Formats:
     found = {place: WeightFormat(DTYPE_KINDS[engine.engine.info.dtype]) for place in PLACES}
     seen: set[str] = set()
     for name, module in model.named_modules():
-        last = name.rpartition(".")[2]
-        place = last if last in PLACES else "dense"
+        parts = name.split(".")
+        place = next((part for part in reversed(parts) if part in PLACES), "dense")
         held = module.pages.gate_up if isinstance(module, ExpertPages) else getattr(module, "weight", None)
         matrix = held[0] if isinstance(held, list) else held
-        if isinstance(matrix, PackedMatrix) and place not in seen and last != "embed":
+        if isinstance(matrix, PackedMatrix) and place not in seen and parts[-1] not in ("embed", "positions"):
             seen.add(place)
             found[place] = matrix.format
     layer, cache, block_size = model.spec.layers[0], model.cache_specs()[0], engine.engine.info.block_size

@@ -2,21 +2,9 @@
 
 from dataclasses import replace
 
-from moesaic.models.common import (
-    CORRECTION_RULES,
-    DECODER_RULES,
-    DENSE_RULES,
-    MLP_EXPERT_RULES,
-    SHARED_RULES,
-    activation,
-    decoder,
-    deepseek_router,
-    gqa,
-    shared_experts,
-    windows,
-)
+from moesaic.models.common import DEEPSEEK_RULES, activation, decoder, deepseek_moe, gqa, windows
 from moesaic.models.config_reader import ConfigReader
-from moesaic.models.spec import DenseSpec, LayerSpec, ModelSpec, MoESpec
+from moesaic.models.spec import DenseSpec, LayerSpec, ModelSpec
 
 ARCHITECTURE = "Dots1ForCausalLM"
 MODEL_TYPE = "dots1"
@@ -24,19 +12,11 @@ MODEL_TYPE = "dots1"
 
 def spec(c: ConfigReader) -> ModelSpec:
     """What the model computes."""
-    act = activation(c)
     window = c.read(int | None, "sliding_window", absent=4096)
     first_sliding = c.read(int | None, "max_window_layers", absent=62)
     attention = gqa(c, num_kv_heads=32, bias=c.read(bool, "attention_bias", absent=False), qk_norm="head")
-    size = c.require(int, "moe_intermediate_size")
-    moe = MoESpec(
-        num_experts=c.require(int, "n_routed_experts", "num_local_experts"),
-        intermediate_size=size,
-        router=deepseek_router(c, renormalize=False),
-        activation=act,
-        shared=shared_experts(size, c.read(int | None, "n_shared_experts", absent=None) or 0, act),
-    )
-    dense = DenseSpec(intermediate_size=c.require(int, "intermediate_size"), activation=act)
+    moe = deepseek_moe(c, experts="n_routed_experts", shared="n_shared_experts", num_shared=0, renormalize=False)
+    dense = DenseSpec(intermediate_size=c.require(int, "intermediate_size"), activation=activation(c))
     first = c.read(int | None, "first_k_dense_replace", absent=0) or 0
     sizes = windows(c, window, sliding=lambda layer: None not in (window, first_sliding) and layer >= first_sliding)
     return decoder(
@@ -48,4 +28,4 @@ def spec(c: ConfigReader) -> ModelSpec:
     )
 
 
-RULES = [*DECODER_RULES, *DENSE_RULES, *MLP_EXPERT_RULES, *CORRECTION_RULES, *SHARED_RULES]
+RULES = DEEPSEEK_RULES

@@ -36,11 +36,9 @@ def spec(c: ConfigReader) -> ModelSpec:
             floor=c.read(float, "moe_norm_min", absent=1e-12),
         ),
         activation=act,
-        shared=shared_experts(size, c.read(int | None, "moe_num_shared_experts", absent=2) or 0, act),
+        shared=shared_experts(size, c.read(int | None, "moe_num_shared_experts", absent=2) or 0, act, bias),
     )
     dense = DenseSpec(intermediate_size=c.require(int, "intermediate_size"), activation=act, bias=bias)
-    if bias and moe.shared is not None:
-        raise c.error("use_bias", "biases of shared experts are not supported")
     first = c.read(int, "moe_layer_start_index", absent=1)
     last = c.read(int, "moe_layer_end_index", absent=-1)
     last = num_layers(c) - 1 if last == -1 else last
@@ -48,7 +46,7 @@ def spec(c: ConfigReader) -> ModelSpec:
     if interval < 1:
         raise c.error("moe_layer_interval", "must be at least 1")
     ffns = [moe if first <= i <= last and (i + 1) % interval == 0 else dense for i in range(num_layers(c))]
-    return decoder(c, [LayerSpec(attention=attention, ffn=ffn) for ffn in ffns], tied=True)
+    return decoder(c, [LayerSpec(attention=attention, ffn=ffn) for ffn in ffns], tied=True, logits_bias=bias)
 
 
 RULES = [

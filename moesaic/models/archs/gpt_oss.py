@@ -15,6 +15,8 @@ def spec(c: ConfigReader) -> ModelSpec:
     """What the model computes."""
     c.refuse_unless("hidden_act", "silu")  # the gate has a formula of its own, whatever this says
     c.ignore("initial_context_length")  # of original checkpoints; rope_scaling says it
+    if "rope_parameters" not in c and "rope_scaling" not in c:
+        raise c.error("rope_scaling", "must say how positions are scaled (the released models use yarn)")
     attention = gqa(
         c,
         num_kv_heads=8,

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from moesaic.models.common import DECODER_RULES, DENSE_RULES, activation, decoder, gqa, num_layers, windows
+from moesaic.models.common import DECODER_RULES, DENSE_RULES, activation, decoder, gqa, windows
 from moesaic.models.config_reader import ConfigReader
 from moesaic.models.spec import DenseSpec, LayerSpec, ModelSpec
 
@@ -16,10 +16,8 @@ def spec(c: ConfigReader) -> ModelSpec:
     window = c.read(int | None, "sliding_window", absent=4096)
     attention = gqa(c, num_kv_heads=8)
     ffn = DenseSpec(intermediate_size=c.require(int, "intermediate_size"), activation=activation(c))
-    layers = windows(c, window, sliding=lambda layer: window is not None)
-    if len(layers) != num_layers(c) or (window is not None and window < 1):
-        raise c.error("sliding_window", "must be at least 1")
-    return decoder(c, [LayerSpec(attention=replace(attention, window=w), ffn=ffn) for w in layers])
+    sizes = windows(c, window, sliding=lambda layer: window is not None)
+    return decoder(c, [LayerSpec(attention=replace(attention, window=w), ffn=ffn) for w in sizes])
 
 
 RULES = [*DECODER_RULES, *DENSE_RULES]
