@@ -1,0 +1,40 @@
+"""What architectures share: the pieces of a spec that most configs name alike, and rules for the usual tensor names."""
+
+from moesaic.models.common.attention import gqa
+from moesaic.models.common.feed_forward import ACTIVATIONS, activation, deepseek_moe, shared_experts
+from moesaic.models.common.layers import NEUTRAL, decoder, kinds_of_layers, num_layers, windows
+from moesaic.models.common.positions import rope
+from moesaic.models.common.rules import (
+    BASE_RULES,
+    CORRECTION_RULES,
+    DECODER_RULES,
+    DEEPSEEK_RULES,
+    DENSE_RULES,
+    MLP,
+    MLP_EXPERT_RULES,
+    SANDWICH_RULES,
+    SHARED_RULES,
+)
+
+__all__ = [
+    "ACTIVATIONS",
+    "BASE_RULES",
+    "CORRECTION_RULES",
+    "DECODER_RULES",
+    "DEEPSEEK_RULES",
+    "DENSE_RULES",
+    "MLP",
+    "MLP_EXPERT_RULES",
+    "NEUTRAL",
+    "SANDWICH_RULES",
+    "SHARED_RULES",
+    "activation",
+    "decoder",
+    "deepseek_moe",
+    "gqa",
+    "kinds_of_layers",
+    "num_layers",
+    "rope",
+    "shared_experts",
+    "windows",
+]

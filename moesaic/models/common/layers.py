@@ -1,0 +1,79 @@
+"""What surrounds the layers, and what differs from layer to layer."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from moesaic.core.errors import UnsupportedError, unknown_name
+from moesaic.models.config_reader import ConfigReader
+from moesaic.models.spec import (
+    LayerSpec,
+    ModelSpec,
+    Multipliers,
+    NormSpec,
+)
+
+NEUTRAL = Multipliers()
+
+
+def decoder(
+    c: ConfigReader,
+    layers: list[LayerSpec],
+    multipliers: Multipliers = NEUTRAL,
+    norm: NormSpec | None = None,
+    tied: bool = False,
+    **more: Any,
+) -> ModelSpec:
+    """The model around its layers.
+
+    Args:
+        norm: None for an RMS norm with the config's rms_norm_eps.
+        tied: whether the output projection is the embedding table, for a config that says nothing.
+        more: fields of ModelSpec.
+    """
+    c.refuse_unless("is_encoder_decoder", False)
+    c.refuse_unless("add_cross_attention", False)
+    c.ignore("cross_attention_hidden_size", "tie_encoder_decoder")
+    return ModelSpec(
+        vocab_size=c.require(int, "vocab_size"),
+        hidden_size=c.require(int, "hidden_size"),
+        max_position_embeddings=c.require(int, "max_position_embeddings"),
+        norm=norm or NormSpec(eps=c.require(float, "rms_norm_eps")),
+        tied_embeddings=c.read(bool, "tie_word_embeddings", absent=tied),
+        layers=tuple(layers),
+        multipliers=multipliers,
+        **more,
+    )
+
+
+def kinds_of_layers(c: ConfigReader, key: str, known: Sequence[str], absent: Callable[[int], str]) -> list[str]:
+    """What each layer is, from a list in the config.
+
+    Args:
+        known: the values that are understood.
+        absent: layer -> its kind, for a config without the list.
+    """
+    kinds: list[str] = c.read(list | None, key, absent=None) or [absent(layer) for layer in range(num_layers(c))]
+    if len(kinds) != num_layers(c):
+        raise c.error(key, f"has {len(kinds)} entries for {num_layers(c)} layers")
+    for kind in kinds:
+        if kind not in known:
+            raise UnsupportedError(f"{c.path}: {unknown_name(f'kind of layer in {key}', str(kind), known)}")
+    return kinds
+
+
+def windows(c: ConfigReader, window: int | None, sliding: Callable[[int], bool]) -> list[int | None]:
+    """Each layer's window: `layer_types`, or, where the config has none, those that `sliding` names have one."""
+    if window is not None and window < 1:
+        raise c.error("sliding_window", "must be at least 1")
+    kinds = kinds_of_layers(
+        c,
+        "layer_types",
+        ("sliding_attention", "full_attention"),
+        lambda layer: "sliding_attention" if sliding(layer) else "full_attention",
+    )
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def num_layers(c: ConfigReader) -> int:
+    """How many decoder layers."""
+    return int(c.require(int, "num_hidden_layers"))

@@ -1,0 +1,91 @@
+"""Rotary positions, as configs of transformers 4 and 5 spell them."""
+
+import math
+from dataclasses import replace
+
+from moesaic.core.errors import UnsupportedError
+from moesaic.models.config_reader import ConfigReader
+from moesaic.models.spec import (
+    LinearScaling,
+    Llama3Scaling,
+    RopeSpec,
+    YarnScaling,
+)
+
+
+def rope(
+    c: ConfigReader, head_dim: int, theta: float = 10000.0, partial: float | None = None, interleaved: bool = False
+) -> RopeSpec:
+    """Rotary positions, as transformers 5 spells them (rope_parameters) or 4 (rope_theta and rope_scaling).
+
+    Args:
+        theta: of the architecture's config class, for a config that names none.
+        partial: likewise the share of a head's numbers that rotate; None where the architecture knows no such thing.
+    """
+    top_theta = c.read(float, "rope_theta", absent=theta)
+    r = c.child("rope_parameters", "rope_scaling")
+    dim = int(head_dim * _rotating(c, r, partial))
+    if dim % 2 or not 0 < dim <= head_dim:
+        raise UnsupportedError(f"{c.path}: rotary positions need an even head dimension, or part of it, got {dim}")
+    name = r.read(str, "rope_type", "type", absent="default")
+    plain = RopeSpec(
+        theta=r.read(float, "rope_theta", absent=top_theta),
+        dim=None if dim == head_dim else dim,
+        interleaved=interleaved,
+    )
+    if name == "default":
+        return plain
+    if name not in _SCALINGS:
+        known = ", ".join(["default", *_SCALINGS])
+        raise UnsupportedError(f"{c.path}: rope type {name!r} is not supported; known are {known}")
+    max_position = c.require(int, "max_position_embeddings")
+    return replace(plain, scaling=_SCALINGS[name](r, max_position))
+
+
+def _rotating(c: ConfigReader, r: ConfigReader, absent: float | None) -> float:
+    """The share of a head's numbers that rotate."""
+    key = "partial_rotary_factor"
+    if absent is None:
+        c.refuse_unless(key, 1, None)
+        r.refuse_unless(key, 1, None)
+        return 1.0
+    given = r.read(float | None, key, absent=c.read(float | None, key, absent=None))
+    return absent if given is None else float(given)
+
+
+def _linear(r: ConfigReader, max_position: int) -> LinearScaling:
+    r.ignore("original_max_position_embeddings")
+    return LinearScaling(factor=r.require(float, "factor"))
+
+
+def _llama3(r: ConfigReader, max_position: int) -> Llama3Scaling:
+    return Llama3Scaling(
+        factor=r.require(float, "factor"),
+        low_freq_factor=r.require(float, "low_freq_factor"),
+        high_freq_factor=r.require(float, "high_freq_factor"),
+        original_max_position=r.read(int, "original_max_position_embeddings", absent=max_position),
+    )
+
+
+def _yarn(r: ConfigReader, max_position: int) -> YarnScaling:
+    original = r.read(int, "original_max_position_embeddings", absent=max_position)
+    factor = r.read(float | None, "factor", absent=None) or max_position / original
+    mscale = r.read(float | None, "mscale", absent=None)
+    mscale_all = r.read(float | None, "mscale_all_dim", absent=None)
+    by_default = _mscale(factor, mscale) / _mscale(factor, mscale_all) if mscale and mscale_all else _mscale(factor, 1)
+    attention_factor = r.read(float | None, "attention_factor", absent=None)
+    return YarnScaling(
+        factor=factor,
+        original_max_position=original,
+        attention_factor=by_default if attention_factor is None else attention_factor,
+        beta_fast=r.read(float | None, "beta_fast", absent=None) or 32.0,
+        beta_slow=r.read(float | None, "beta_slow", absent=None) or 1.0,
+        truncate=r.read(bool, "truncate", absent=True),
+    )
+
+
+def _mscale(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+_SCALINGS = {"linear": _linear, "llama3": _llama3, "yarn": _yarn}

@@ -1,0 +1,50 @@
+"""Rules for the usual names of tensors."""
+
+from moesaic.weights.rules import experts, fused_experts, ignore, rename, tied
+
+BASE_RULES = [  # all but the layers' norms and their feed-forward
+    rename("model.embed_tokens.weight", "embed.weight"),
+    rename("model.norm.weight", "norm.weight"),
+    rename("lm_head.{p}", "lm_head.{p}"),
+    tied("lm_head.weight", "embed.weight"),
+    *(
+        rename(f"model.layers.{{l}}.self_attn.{part}_proj.{{p}}", f"layers.{{l}}.attention.{part}.{{p}}")
+        for part in "qkvo"
+    ),
+    rename("model.layers.{l}.self_attn.{n}_norm.weight", "layers.{l}.attention.{n}_norm.weight"),
+    rename("model.layers.{l}.self_attn.sinks", "layers.{l}.attention.sinks"),
+    ignore("model.layers.{l}.self_attn.rotary_emb.inv_freq", "a buffer of old versions, computed here"),
+]
+DECODER_RULES = [
+    *BASE_RULES,
+    rename("model.layers.{l}.input_layernorm.weight", "layers.{l}.attention_norm.weight"),
+    rename("model.layers.{l}.post_attention_layernorm.weight", "layers.{l}.ffn_norm.weight"),
+]
+DENSE_RULES = [
+    rename(f"model.layers.{{l}}.mlp.{part}_proj.{{p}}", f"layers.{{l}}.mlp.{part}.{{p}}")
+    for part in ("gate", "up", "down")
+]
+MLP = "model.layers.{l}.mlp"
+MLP_EXPERT_RULES = [  # one tensor an expert, or all of a layer stacked: save_pretrained has written both
+    rename(f"{MLP}.gate.weight", "layers.{l}.mlp.router.weight"),
+    *experts(f"{MLP}.experts.{{e}}", gate="gate_proj", up="up_proj", down="down_proj"),
+    *fused_experts(f"{MLP}.experts.gate_up_proj", f"{MLP}.experts.down_proj"),
+]
+
+CORRECTION_RULES = [  # it has been the router's, and the block's
+    rename(f"{MLP}.gate.e_score_correction_bias", "layers.{l}.mlp.router.correction"),
+    rename(f"{MLP}.e_score_correction_bias", "layers.{l}.mlp.router.correction"),
+]
+SHARED_RULES = [
+    rename(f"{MLP}.{name}.{part}_proj.{{p}}", f"layers.{{l}}.mlp.shared.{part}.{{p}}")
+    for name in ("shared_experts", "shared_expert", "shared_mlp")
+    for part in ("gate", "up", "down")
+] + [rename(f"{MLP}.shared_expert_gate.weight", "layers.{l}.mlp.shared_gate.weight")]
+DEEPSEEK_RULES = [*DECODER_RULES, *DENSE_RULES, *MLP_EXPERT_RULES, *CORRECTION_RULES, *SHARED_RULES]
+SANDWICH_RULES = [
+    *BASE_RULES,
+    rename("model.layers.{l}.input_layernorm.weight", "layers.{l}.attention_norm.weight"),
+    rename("model.layers.{l}.post_attention_layernorm.weight", "layers.{l}.attention_post_norm.weight"),
+    rename("model.layers.{l}.pre_feedforward_layernorm.weight", "layers.{l}.ffn_norm.weight"),
+    rename("model.layers.{l}.post_feedforward_layernorm.weight", "layers.{l}.ffn_post_norm.weight"),
+]

@@ -1,0 +1,27 @@
+"""What a model computes, as data: frozen, torch-free, imported by every layer that builds itself from it.
+
+A spec holds no names of tensors or config keys, and no architecture's name. A field enters when an architecture
+needs it; a choice has a name rather than a flag.
+"""
+
+from moesaic.models.spec.attention import AttentionSpec
+from moesaic.models.spec.feed_forward import Activation, DenseSpec, MoESpec, RouterSpec, SharedSpec
+from moesaic.models.spec.model import LayerSpec, ModelSpec, Multipliers, NormSpec
+from moesaic.models.spec.positions import LinearScaling, Llama3Scaling, RopeSpec, YarnScaling
+
+__all__ = [
+    "Activation",
+    "AttentionSpec",
+    "DenseSpec",
+    "LayerSpec",
+    "LinearScaling",
+    "Llama3Scaling",
+    "MoESpec",
+    "ModelSpec",
+    "Multipliers",
+    "NormSpec",
+    "RopeSpec",
+    "RouterSpec",
+    "SharedSpec",
+    "YarnScaling",
+]

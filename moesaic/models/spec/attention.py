@@ -1,0 +1,56 @@
+"""Attention over keys and values that are kept for every token."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from moesaic.models.spec.checks import require_positive
+from moesaic.models.spec.positions import RopeSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+    """Grouped-query attention of one layer.
+
+    Attributes:
+        scale: of the scores, before the softmax.
+        qkv_bias, output_bias: whether these projections add one.
+        qk_norm: norm of queries and keys, per "head" or over all heads together ("full").
+        qk_norm_last: after rope rather than before.
+        clip_qkv: bound of the absolute value of queries, keys and values, after a norm that comes first.
+        window: a token sees this many tokens, itself included; None for all before it.
+        rope: None where positions do not show.
+        softcap: scores become `softcap * tanh(score / softcap)`.
+        sinks: each head has a learned logit that takes weight and gives nothing.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    rope: RopeSpec | None
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: Literal["head", "full"] | None = None
+    qk_norm_last: bool = False
+    clip_qkv: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_heads", "num_kv_heads", "head_dim")
+
+    @property
+    def q_size(self) -> int:
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        return self.num_kv_heads * self.head_dim
+
+    def num_parameters(self, hidden_size: int) -> int:
+        """Weights and biases of this attention."""
+        qkv = self.q_size + 2 * self.kv_size
+        biases = qkv * self.qkv_bias + hidden_size * self.output_bias
+        norms = {None: 0, "head": 2 * self.head_dim, "full": self.q_size + self.kv_size}[self.qk_norm]
+        return hidden_size * (qkv + self.q_size) + biases + norms + self.num_heads * self.sinks

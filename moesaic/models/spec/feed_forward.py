@@ -1,0 +1,141 @@
+"""Feed-forwards: dense ones, and routers over experts."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from moesaic.core.errors import ConfigError
+from moesaic.models.spec.checks import require_positive
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "swigluoai"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseSpec:
+    """A feed-forward: down(act(gate(x)) * up(x)), or, not gated, down(act(up(x)))."""
+
+    intermediate_size: int
+    activation: Activation = "silu"
+    bias: bool = False
+    gated: bool = True
+
+    def __post_init__(self) -> None:
+        require_positive(self, "intermediate_size")
+
+    def num_parameters(self, hidden_size: int) -> int:
+        """Weights and biases of this feed-forward."""
+        inner = (1 + self.gated) * self.intermediate_size
+        return hidden_size * (inner + self.intermediate_size) + (inner + hidden_size) * self.bias
+
+    def num_active_parameters(self, hidden_size: int) -> int:
+        """The same: every token meets all of it."""
+        return self.num_parameters(hidden_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterSpec:
+    """How logits become the weights of the chosen experts (`kernels.reference_router.route` computes it).
+
+    Attributes:
+        top_k: experts a token goes to; among equal scores the lowest id wins.
+        scoring: of logits.
+        order: "score_then_select" scores all experts and keeps the best; "select_then_score" keeps the best logits and
+            scores these alone.
+        renormalize: divide the kept weights by `max(sum + epsilon, floor)`.
+        bias: the projection to logits adds one.
+        correction: a learned number an expert is added to the scores for the choice alone.
+        num_groups, top_groups: the choice is among the experts of the best groups; a group's score is its "max" or the
+            sum of its "top2"; experts outside count as masked_score.
+        scale: of the weights, after renormalising.
+        cap: logits become `cap * tanh(logits / cap)` first.
+    """
+
+    top_k: int
+    scoring: Literal["softmax", "sigmoid", "sqrt_softplus", "identity"] = "softmax"
+    order: Literal["score_then_select", "select_then_score"] = "score_then_select"
+    renormalize: bool = False
+    epsilon: float = 0.0
+    floor: float = 0.0
+    bias: bool = False
+    correction: bool = False
+    num_groups: int = 1
+    top_groups: int = 1
+    group_score: Literal["top2", "max"] = "top2"
+    masked_score: float = float("-inf")
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_groups", "top_groups")
+        if self.top_groups > self.num_groups:
+            raise ConfigError(f"the best {self.top_groups} of {self.num_groups} groups of experts cannot be kept")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedSpec:
+    """A feed-forward beside a layer's experts that every token meets.
+
+    Attributes:
+        gate: its output is weighed with the sigmoid of a projection of the token.
+        average: its output and the experts' are averaged rather than summed.
+    """
+
+    ffn: DenseSpec
+    gate: bool = False
+    average: bool = False
+
+    def num_parameters(self, hidden_size: int) -> int:
+        """Weights and biases."""
+        return self.ffn.num_parameters(hidden_size) + hidden_size * self.gate
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoESpec:
+    """A router over experts of equal shape.
+
+    Attributes:
+        gated, bias: of an expert, as in DenseSpec.
+        alpha, limit: of the activation "swigluoai".
+        weight_on_input: the router's weights scale what experts are given, not what they give.
+        output_scale: of the experts' sum.
+    """
+
+    num_experts: int
+    intermediate_size: int
+    router: RouterSpec
+    activation: Activation = "silu"
+    gated: bool = True
+    bias: bool = False
+    alpha: float = 1.702
+    limit: float = 7.0
+    weight_on_input: bool = False
+    output_scale: float = 1.0
+    shared: SharedSpec | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_experts", "intermediate_size")
+        if not 1 <= self.router.top_k <= self.num_experts:
+            raise ConfigError(
+                f"each token goes to {self.router.top_k} experts, the config says, but there are {self.num_experts}"
+            )
+        if self.num_experts % self.router.num_groups:
+            raise ConfigError(f"{self.num_experts} experts do not make {self.router.num_groups} equal groups")
+
+    @property
+    def expert(self) -> DenseSpec:
+        """One expert."""
+        return DenseSpec(
+            intermediate_size=self.intermediate_size, activation=self.activation, bias=self.bias, gated=self.gated
+        )
+
+    def num_parameters(self, hidden_size: int) -> int:
+        """Weights of the router and all experts."""
+        return self._beside(hidden_size) + self.num_experts * self.expert.num_parameters(hidden_size)
+
+    def num_active_parameters(self, hidden_size: int) -> int:
+        """Weights that one token meets: the router and its top-k experts, and the shared one."""
+        return self._beside(hidden_size) + self.router.top_k * self.expert.num_parameters(hidden_size)
+
+    def _beside(self, hidden_size: int) -> int:
+        """Router and shared expert. A correction is not trained by gradients, and counts as no parameter."""
+        shared = self.shared.num_parameters(hidden_size) if self.shared is not None else 0
+        return self.num_experts * (hidden_size + self.router.bias) + shared

@@ -1,0 +1,103 @@
+"""A model: its norms, its layers, and what stands around them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from moesaic.core.errors import ConfigError
+from moesaic.models.spec.attention import AttentionSpec
+from moesaic.models.spec.checks import require_positive
+from moesaic.models.spec.feed_forward import DenseSpec, MoESpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormSpec:
+    """Normalisation of a vector.
+
+    Attributes:
+        kind: "rms" divides by the root mean square; "layer" takes the mean away first.
+        offset: what is added to the stored weight (1 where it is stored as its difference from 1).
+        bias: whether a "layer" norm adds one.
+    """
+
+    eps: float
+    kind: Literal["rms", "layer"] = "rms"
+    offset: float = 0.0
+    bias: bool = False
+
+    def num_parameters(self, size: int) -> int:
+        """Weights, and biases if there are any."""
+        return size * (1 + self.bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSpec:
+    """One decoder layer: attention and feed-forward, each added to the residual.
+
+    Attributes:
+        norms: "pre" norms what each is given; "post" what each gives; "sandwich" both; "parallel" gives both the
+            same norm of the residual.
+    """
+
+    attention: AttentionSpec
+    ffn: DenseSpec | MoESpec
+    norms: Literal["pre", "post", "sandwich", "parallel"] = "pre"
+
+    @property
+    def num_norms(self) -> int:
+        return {"pre": 2, "post": 2, "sandwich": 4, "parallel": 1}[self.norms]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Multipliers:
+    """Factors on the embeddings, on what each block adds to the residual, and on the logits."""
+
+    embedding: float = 1.0
+    residual: float = 1.0
+    logits: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A decoder-only language model.
+
+    Attributes:
+        norm: every norm of the model.
+        tied_embeddings: the output projection is the embedding table.
+        logits_bias: the output projection adds one.
+        logits_softcap: logits become `cap * tanh(logits / cap)`.
+        learned_positions: a table of one vector a position is added to the embeddings.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    max_position_embeddings: int
+    norm: NormSpec
+    tied_embeddings: bool
+    layers: tuple[LayerSpec, ...]
+    multipliers: Multipliers = Multipliers()
+    logits_bias: bool = False
+    logits_softcap: float | None = None
+    learned_positions: bool = False
+
+    def __post_init__(self) -> None:
+        require_positive(self, "vocab_size", "hidden_size", "max_position_embeddings")
+        if not self.layers:
+            raise ConfigError("the config gives no layers")
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters of the model."""
+        return self._shared_parameters() + sum(la.ffn.num_parameters(self.hidden_size) for la in self.layers)
+
+    @property
+    def num_active_parameters(self) -> int:
+        """Parameters less those of experts that a token is not routed to."""
+        return self._shared_parameters() + sum(la.ffn.num_active_parameters(self.hidden_size) for la in self.layers)
+
+    def _shared_parameters(self) -> int:
+        """Embeddings, attention and norms."""
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
+        embeddings += self.vocab_size * self.logits_bias
+        embeddings += self.max_position_embeddings * self.hidden_size * self.learned_positions
+        norms = self.norm.num_parameters(self.hidden_size) * (1 + sum(layer.num_norms for layer in self.layers))
+        return embeddings + norms + sum(la.attention.num_parameters(self.hidden_size) for la in self.layers)

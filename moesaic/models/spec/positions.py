@@ -1,0 +1,52 @@
+"""Where a token stands: rotary positions and how they are stretched."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3Scaling:
+    """Long wavelengths are stretched by `factor`, short ones kept, those between interpolated."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearScaling:
+    """All wavelengths are stretched by `factor`."""
+
+    factor: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class YarnScaling:
+    """NTK-by-parts (Peng et al. 2023): stretched below `beta_slow` rotations, kept above `beta_fast`.
+
+    Attributes:
+        attention_factor: multiplies cos and sin.
+        truncate: round the bounds of the interpolated range to whole dimensions.
+    """
+
+    factor: float
+    original_max_position: int
+    attention_factor: float
+    beta_fast: float
+    beta_slow: float
+    truncate: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeSpec:
+    """Rotary positions: pairs of a head's numbers are turned.
+
+    Attributes:
+        dim: how many of a head's numbers, from the first on; None for all.
+        interleaved: pairs are neighbours; else the halves of these numbers are turned against each other.
+    """
+
+    theta: float
+    scaling: Llama3Scaling | LinearScaling | YarnScaling | None = None
+    dim: int | None = None
+    interleaved: bool = False

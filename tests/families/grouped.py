@@ -1,0 +1,88 @@
+"""Experts behind grouped-query attention."""
+
+from typing import Any
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "cohere2_moe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "head_dim": 32,
+        "sliding_window": 6,
+        "sliding_window_pattern": 2,
+        "num_shared_experts": 2,
+        "expert_selection_fn": "sigmoid",
+    },
+    "dots1": {
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "n_shared_experts": 2,
+        "moe_intermediate_size": 48,
+        "first_k_dense_replace": 1,
+        "sliding_window": 6,
+        "max_window_layers": 2,
+        "routed_scaling_factor": 0.7,
+    },
+    "ernie4_5_moe": {"moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 48},
+    "exaone_moe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 48,
+        "sliding_window": 6,
+        "sliding_window_pattern": 2,
+    },
+    "flex_olmo": {"num_experts": 8, "num_experts_per_tok": 3},
+    "glm4_moe": {
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "n_group": 4,
+        "topk_group": 2,
+        "moe_intermediate_size": 48,
+        "use_qk_norm": True,
+        "routed_scaling_factor": 1.5,
+    },
+    "gpt_oss": {"num_local_experts": 8, "num_experts_per_tok": 3, "head_dim": 32, "sliding_window": 6},
+    "granitemoeshared": {
+        "num_local_experts": 8,
+        "num_experts_per_tok": 3,
+        "shared_intermediate_size": 80,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.7,
+        "logits_scaling": 2.0,
+    },
+    "hunyuan_v1_moe": {"num_experts": 8, "moe_topk": 3, "head_dim": 16},
+    "minimax_m2": {
+        "num_local_experts": 8,
+        "num_experts_per_tok": 3,
+        "head_dim": 32,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    },
+    "qwen2_moe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 48,
+        "shared_expert_intermediate_size": 80,
+    },
+}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cohere2_moe softmax, summed": (
+        "cohere2_moe",
+        {"expert_selection_fn": "softmax", "shared_expert_combination_strategy": "sum"},
+    ),
+    "cohere2_moe no shared experts": ("cohere2_moe", {"num_shared_experts": 0}),
+    "cohere2_moe rms norm": ("cohere2_moe", {"rms_norm_eps": 1e-05}),
+    "dots1 not renormalised": ("dots1", {"norm_topk_prob": False}),
+    "dots1 groups": ("dots1", {"n_group": 2, "topk_group": 1, "norm_topk_prob": True}),
+    "ernie4_5_moe biases": ("ernie4_5_moe", {"use_bias": True}),
+    "ernie4_5_moe interval": ("ernie4_5_moe", {"moe_layer_start_index": 0, "moe_layer_interval": 2}),
+    "ernie4_5_moe no shared experts": ("ernie4_5_moe", {"moe_num_shared_experts": 0}),
+    "exaone_moe groups": ("exaone_moe", {"n_group": 4, "topk_group": 2}),
+    "flex_olmo renormalised": ("flex_olmo", {"norm_topk_prob": True}),
+    "glm4_moe no qk norm": ("glm4_moe", {"use_qk_norm": False, "attention_bias": True}),
+    "glm4_moe dense layers": ("glm4_moe", {"first_k_dense_replace": 2}),
+    "granitemoeshared no shared expert": ("granitemoeshared", {"shared_intermediate_size": 0}),
+    "hunyuan_v1_moe biases": ("hunyuan_v1_moe", {"attention_bias": True}),
+    "qwen2_moe no biases": ("qwen2_moe", {"qkv_bias": False}),
+    "qwen2_moe window": ("qwen2_moe", {"use_sliding_window": True, "sliding_window": 5}),
+    "qwen2_moe dense layers": ("qwen2_moe", {"mlp_only_layers": [1], "norm_topk_prob": True}),
+}
