@@ -19,6 +19,7 @@ class Batch:
         table_rows: `[S]` int64.
         logits_rows: `[N]` int64, rows whose logits are wanted.
         query_lens_host, seq_lens_host, table_rows_host: the same as plain ints, so that no kernel reads them back.
+        state_slots: `[S]` int64, where each sequence's recurrent state lies; None where no layer has one.
         replayable: each sequence has one token and samples, and the tensors lie where a recording finds them.
         seq_ids: which sequence each of the S is; per-request routing options hang here.
     """
@@ -35,6 +36,7 @@ class Batch:
     seq_lens_host: list[int]
     table_rows_host: list[int]
     seq_ids: list[int]
+    state_slots: torch.Tensor | None = None
     replayable: bool = False
 
     @property

@@ -33,9 +33,8 @@ class Attention(Layer):
             self.q_norm = Norm(ctx, norm, spec.head_dim if per_head else spec.q_size)
             self.k_norm = Norm(ctx, norm, spec.head_dim if per_head else spec.kv_size)
         self.sinks = ctx.parameter(spec.num_heads) if spec.sinks else None
-        self.cache_spec = KVCacheSpec(
-            spec.num_kv_heads, spec.head_dim, ctx.kv_dtype or ctx.dtype, tiled=ctx.backends["attention"] == "cpu"
-        )
+        tiled = ctx.backends["attention"] == "cpu"
+        self.cache_specs = [KVCacheSpec(spec.num_kv_heads, spec.head_dim, ctx.kv_dtype or ctx.dtype, tiled=tiled)]
         if spec.rope is not None:
             dim = spec.rope.dim or spec.head_dim
             self.inverse_frequencies, self.rope_factor = _shared_frequencies(spec.rope, dim, ctx.device)

@@ -1,7 +1,11 @@
-"""The paged caches of attention layers: what they keep (`KVCacheSpec`), and the layouts that backends read."""
+"""What layers keep of sequences: keys and values in pages, recurrent state in slots, and the layouts of both."""
 
 from moesaic.kernels.cpu.attention import TiledCache
 from moesaic.kernels.kv_cache import KVCacheSpec
 from moesaic.kernels.reference_attention import KVCache
+from moesaic.kernels.state_cache import StateCache, StateSpec
 
-__all__ = ["KVCache", "KVCacheSpec", "TiledCache"]
+Cache = KVCache | TiledCache | StateCache
+CacheSpec = KVCacheSpec | StateSpec
+
+__all__ = ["Cache", "CacheSpec", "KVCache", "KVCacheSpec", "StateCache", "StateSpec", "TiledCache"]

@@ -1,6 +1,7 @@
 """The one decoder: built from a spec, run on a batch. What a model computes is in its spec; here is only how."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +10,10 @@ from torch.utils.hooks import RemovableHandle
 from moesaic.core.batch import Batch
 from moesaic.experts.layer import MoE
 from moesaic.experts.stats import ExpertStats
-from moesaic.layers.attention import Attention
 from moesaic.layers.base import BuildContext, Layer
 from moesaic.layers.embedding import Embedding, LMHead
-from moesaic.layers.kv_cache import KVCache, KVCacheSpec
+from moesaic.layers.kv_cache import Cache, CacheSpec
+from moesaic.layers.mixers import build_mixer
 from moesaic.layers.mlp import MLP
 from moesaic.layers.norm import Norm
 from moesaic.layers.step import Step
@@ -34,10 +35,13 @@ class Decoder(Layer):
         most_experts = max((la.ffn.num_experts for la in spec.layers if isinstance(la.ffn, MoESpec)), default=0)
         self.expert_stats = ExpertStats(len(spec.layers), most_experts, ctx.device)
         self.embed = Embedding(ctx.under("embed"), spec.vocab_size, spec.hidden_size)
-        self.layers = nn.ModuleList(
+        layers = [
             DecoderLayer(ctx.under(f"layers.{index}"), spec, layer, index, self.expert_stats)
             for index, layer in enumerate(spec.layers)
-        )
+        ]
+        self.layers = nn.ModuleList(layers)
+        ends = list(accumulate(len(layer.cache_specs) for layer in layers))
+        self._caches_of = [slice(end - len(la.cache_specs), end) for la, end in zip(layers, ends, strict=True)]
         self.positions = (
             Embedding(ctx.under("positions"), spec.max_position_embeddings, spec.hidden_size)
             if spec.learned_positions
@@ -52,19 +56,19 @@ class Decoder(Layer):
         self._unhooked_at = -1  # how many hooks had ever been registered when none of them was left here
 
     @torch.inference_mode()
-    def forward(self, batch: Batch, caches: Sequence[KVCache]) -> Tensor:
+    def forward(self, batch: Batch, caches: Sequence[Cache]) -> Tensor:
         """The final hidden states `[T, hidden]` of the batch's tokens, normed.
 
         Args:
-            caches: one a layer, as `cache_specs` describes them; the step's keys and values are written into them.
+            caches: as `cache_specs` describes them; the step's keys, values and states are written into them.
         """
         step = Step(batch)
         alpha = self.spec.multipliers.residual
         hidden, delta = self.embed(batch.token_ids, self.spec.multipliers.embedding), None
         if self.positions is not None:
             hidden = self._mix(hidden, self.positions(batch.positions))
-        for layer, cache in zip(self.layers, caches, strict=True):
-            hidden, delta = layer(hidden, delta, step, cache)
+        for layer, own in zip(self.layers, self._caches_of, strict=True):
+            hidden, delta = layer(hidden, delta, step, caches[own])
         return self.norm.add(hidden, delta, alpha)[1]
 
     @torch.inference_mode()
@@ -91,9 +95,9 @@ class Decoder(Layer):
         self._unhooked_at = registered
         return False
 
-    def cache_specs(self) -> list[KVCacheSpec]:
-        """What each layer keeps of a token, in order."""
-        return [layer.attention.cache_spec for layer in self.layers]
+    def cache_specs(self) -> list[CacheSpec]:
+        """What the layers keep of tokens and of sequences, layer after layer."""
+        return [spec for layer in self.layers for spec in layer.cache_specs]
 
 
 class DecoderLayer(Layer):
@@ -112,7 +116,8 @@ class DecoderLayer(Layer):
             return Norm(ctx, model.norm, model.hidden_size) if spec.norms in kinds else None
 
         self.attention_norm = norm("pre", "sandwich", "parallel")
-        self.attention = Attention(ctx.under("attention"), spec.attention, model.hidden_size, model.norm)
+        self.attention = build_mixer(ctx.under("attention"), spec.attention, model.hidden_size, model.norm)
+        self.cache_specs: list[CacheSpec] = self.attention.cache_specs
         self.attention_post_norm = norm("post", "sandwich")
         self.ffn_norm = norm("pre", "sandwich")
         if isinstance(spec.ffn, MoESpec):
@@ -122,13 +127,15 @@ class DecoderLayer(Layer):
         self.ffn_post_norm = norm("post", "sandwich")
         self._mix = ctx.kernel("mix")
 
-    def forward(self, hidden: Tensor, delta: Tensor | None, step: Step, cache: KVCache) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, hidden: Tensor, delta: Tensor | None, step: Step, caches: Sequence[Cache]
+    ) -> tuple[Tensor, Tensor]:
         """The residual stream `[T, hidden]` and what is still to be added to it, from the last layer and for the next.
 
         Additions are left to the norm that follows them, for the two are one operation.
         """
         hidden, normed = self._add(hidden, delta, self.attention_norm)
-        attended = _normed(self.attention(normed, step, cache), self.attention_post_norm)
+        attended = _normed(self.attention(normed, step, *caches), self.attention_post_norm)
         if self.norms == "parallel":
             return hidden, self._mix(attended, self.mlp(normed))
         hidden, normed = self._add(hidden, attended, self.ffn_norm)

@@ -4,10 +4,12 @@ import torch
 
 from moesaic.core.batch import Batch
 from moesaic.core.config import ModelConfig
+from moesaic.layers.kv_cache import StateSpec
 from moesaic.models.decoder import Decoder
 from moesaic.models.load import load_model
 
 BLOCK_SIZE = 4
+NUM_SLOTS = 16
 
 
 def load(path: str, dtype: str = "float32", load_format: str = "auto", seed: int = 0, backend: str = "auto") -> Decoder:
@@ -30,13 +32,17 @@ class Driver:
     def __init__(self, model: Decoder, num_blocks: int = 64, block_size: int = BLOCK_SIZE) -> None:
         self.model = model
         self.block_size = block_size
-        self.caches = [spec.allocate(num_blocks, block_size, "cpu") for spec in model.cache_specs()]
+        self.caches = [
+            spec.allocate(NUM_SLOTS) if isinstance(spec, StateSpec) else spec.allocate(num_blocks, block_size, "cpu")
+            for spec in model.cache_specs()
+        ]
         for cache in self.caches:
             cache.fill_(float("nan"))
         order = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(1))
         self.free: list[int] = order.tolist()
         self.tables: dict[int, list[int]] = {}
         self.lengths: dict[int, int] = {}
+        self.slots: dict[int, int] = {}  # of states; handed out from the last one on
 
     def step(self, tokens: dict[int, list[int]]) -> dict[int, torch.Tensor]:
         """Advance sequences by their next tokens; returns the logits after each of these, `[n, vocab]`."""
@@ -73,6 +79,7 @@ class Driver:
             seq_lens_host=lens,
             table_rows_host=list(range(len(tables))),
             seq_ids=list(tokens),
+            state_slots=torch.tensor([self.slots.setdefault(s, NUM_SLOTS - 1 - len(self.slots)) for s in tokens]),
         )
 
     def run(self, streams: dict[int, list[int]], chunks: list[int]) -> dict[int, torch.Tensor]:

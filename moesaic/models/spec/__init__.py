@@ -6,7 +6,7 @@ needs it; a choice has a name rather than a flag.
 
 from moesaic.models.spec.attention import AttentionSpec
 from moesaic.models.spec.feed_forward import Activation, DenseSpec, MoESpec, RouterSpec, SharedSpec
-from moesaic.models.spec.model import LayerSpec, ModelSpec, Multipliers, NormSpec
+from moesaic.models.spec.model import LayerSpec, MixerSpec, ModelSpec, Multipliers, NormSpec
 from moesaic.models.spec.positions import LinearScaling, Llama3Scaling, RopeSpec, YarnScaling
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "DenseSpec",
     "LayerSpec",
     "LinearScaling",
+    "MixerSpec",
     "Llama3Scaling",
     "MoESpec",
     "ModelSpec",

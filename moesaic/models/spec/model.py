@@ -29,16 +29,20 @@ class NormSpec:
         return size * (1 + self.bias)
 
 
+MixerSpec = AttentionSpec  # what mixes tokens; further kinds join with `|`
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerSpec:
     """One decoder layer: attention and feed-forward, each added to the residual.
 
     Attributes:
+        attention: whatever mixes tokens.
         norms: "pre" norms what each is given; "post" what each gives; "sandwich" both; "parallel" gives both the
             same norm of the residual.
     """
 
-    attention: AttentionSpec
+    attention: MixerSpec
     ffn: DenseSpec | MoESpec
     norms: Literal["pre", "post", "sandwich", "parallel"] = "pre"
 

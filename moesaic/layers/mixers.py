@@ -1,0 +1,23 @@
+"""What mixes tokens in a layer: which class computes which spec.
+
+A mixer is built as `Mixer(ctx, spec, hidden_size, norm)`, keeps what `cache_specs` lists (in this order) and is called
+as `mixer(hidden, step, *caches)`: `[T, hidden]` -> `[T, hidden]`.
+"""
+
+from typing import Any
+
+from moesaic.layers.attention import Attention
+from moesaic.layers.base import BuildContext, Layer
+from moesaic.models.spec import AttentionSpec, MixerSpec, NormSpec
+
+MIXERS: dict[type[Any], type[Any]] = {AttentionSpec: Attention}
+
+
+def build_mixer(ctx: BuildContext, spec: MixerSpec, hidden_size: int, norm: NormSpec) -> Layer:
+    """The layer that computes `spec`.
+
+    Args:
+        norm: the model's kind, for norms inside of the mixer.
+    """
+    mixer: Layer = MIXERS[type(spec)](ctx, spec, hidden_size, norm)
+    return mixer
