@@ -34,7 +34,7 @@ class MoE(Layer):
         if spec.shared is not None:
             self.shared = MLP(ctx.under("shared"), spec.shared.ffn, hidden_size)
             if spec.shared.gate:
-                self.shared_gate = ReplicatedLinear(ctx.under("shared_gate"), hidden_size, 1)
+                self.shared_gate = ReplicatedLinear(hidden_size, 1, ctx=ctx.under("shared_gate"))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[T, H]` -> `[T, H]`."""

@@ -31,7 +31,7 @@ class Router(Layer):
 
     def __init__(self, ctx: BuildContext, spec: RouterSpec, hidden_size: int, num_experts: int) -> None:
         super().__init__()
-        self.projection = ReplicatedLinear(ctx, hidden_size, num_experts, bias=spec.bias)
+        self.projection = ReplicatedLinear(hidden_size, num_experts, bias=spec.bias, ctx=ctx)
         self.correction = ctx.parameter(num_experts) if spec.correction else None
         self._route = ctx.kernel("route")
 

@@ -7,14 +7,14 @@ from torch import Tensor
 
 from moesaic.layers.base import BuildContext, Layer, NamedViews
 from moesaic.layers.kv_cache import KVCache, KVCacheSpec, TiledCache
-from moesaic.layers.linear import MergedColumnLinear, RowLinear
+from moesaic.layers.linear import QKVParallelLinear, RowParallelLinear
 from moesaic.layers.norm import Norm
 from moesaic.layers.rope import inverse_frequencies
 from moesaic.layers.step import Step
 from moesaic.models.spec import AttentionSpec, NormSpec, RopeSpec
 
 
-class Attention(Layer):
+class GroupedQueryAttention(Layer):
     """project q, k, v → norm → clip → rotate → write to the cache → attend → project.
 
     Args:
@@ -25,9 +25,9 @@ class Attention(Layer):
         super().__init__()
         self.spec = spec
         self.norm_eps = norm.eps
-        parts = {"q": spec.q_size, "k": spec.kv_size, "v": spec.kv_size}
-        self.qkv = MergedColumnLinear(ctx, hidden_size, parts, bias=spec.qkv_bias)
-        self.o = RowLinear(ctx.under("o"), spec.q_size, hidden_size, bias=spec.output_bias)
+        heads = spec.num_heads, spec.num_kv_heads
+        self.qkv = QKVParallelLinear(hidden_size, spec.head_dim, *heads, bias=spec.qkv_bias, ctx=ctx)
+        self.o = RowParallelLinear(spec.q_size, hidden_size, bias=spec.output_bias, ctx=ctx.under("o"))
         if spec.qk_norm is not None:
             per_head = spec.qk_norm == "head"
             self.q_norm = Norm(ctx, norm, spec.head_dim if per_head else spec.q_size)

@@ -6,9 +6,10 @@ from torch import Tensor
 
 from moesaic.kernels.cpu.packed import Both, PackedMatrix
 from moesaic.layers.base import BuildContext, Layer, NamedViews, rows_of
+from moesaic.layers.context import LinearMethod, context_of
 
 
-class Embedding(Layer):
+class VocabParallelEmbedding(Layer):
     """One vector a token.
 
     Attributes:
@@ -17,10 +18,19 @@ class Embedding(Layer):
 
     twin: PackedMatrix | None = None
 
-    def __init__(self, ctx: BuildContext, vocab_size: int, hidden_size: int) -> None:
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        prefix: str = "",
+        linear_method: LinearMethod = None,
+        ctx: BuildContext | None = None,
+    ) -> None:
         super().__init__()
-        self.vocab_size = vocab_size
-        self.weight = ctx.matrix("weight", vocab_size, hidden_size)
+        ctx = context_of(self, ctx, prefix, linear_method, plain=True)
+        self.vocab_size = num_embeddings
+        self.weight = ctx.matrix("weight", num_embeddings, embedding_dim)
         self._embed = ctx.kernel("embed")
 
     def forward(self, token_ids: Tensor, scale: float = 1.0) -> Tensor:
@@ -35,7 +45,7 @@ class Embedding(Layer):
             yield "weight", rows_of(self.weight, 0, self.vocab_size)
 
 
-class LMHead(Layer):
+class ParallelLMHead(Layer):
     """Hidden states to logits.
 
     Args:
@@ -44,17 +54,29 @@ class LMHead(Layer):
     """
 
     def __init__(
-        self, ctx: BuildContext, vocab_size: int, hidden_size: int, tied: Embedding | None, bias: bool = False
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        bias: bool = False,
+        *,
+        tied: VocabParallelEmbedding | None = None,
+        prefix: str = "",
+        linear_method: LinearMethod = None,
+        ctx: BuildContext | None = None,
     ) -> None:
         super().__init__()
+        ctx = context_of(self, ctx, prefix, linear_method)
         self.tied = tied is not None
-        self.vocab_size = vocab_size
-        self.weight = self._shared(ctx, tied) if tied is not None else ctx.matrix("weight", vocab_size, hidden_size)
-        self.bias = ctx.parameter(vocab_size) if bias else None
+        self.vocab_size = num_embeddings
+        if tied is not None:
+            self.weight = self._shared(ctx, tied)
+        else:
+            self.weight = ctx.matrix("weight", num_embeddings, embedding_dim)
+        self.bias = ctx.parameter(num_embeddings) if bias else None
         self._linear = ctx.kernel("linear")
 
     @staticmethod
-    def _shared(ctx: BuildContext, tied: Embedding) -> Any:
+    def _shared(ctx: BuildContext, tied: VocabParallelEmbedding) -> Any:
         table = tied.weight
         if not isinstance(table, PackedMatrix) or ctx.format_of("weight") == table.format:
             return table

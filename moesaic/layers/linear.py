@@ -1,21 +1,37 @@
-"""Projections. Each holds its weights as `[out, in]` and speaks to the group of ranks that share it."""
+"""Projections. Each holds its weights as `[out, in]` and speaks to the group of ranks that share it.
 
-from collections.abc import Mapping
+All take `prefix` and `linear_method`, by which a hand-written model says which layer this is and how its weights are
+kept, or `ctx`, in which the generic decoder says both (`layers.context.context_of`).
+"""
+
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from moesaic.layers.base import BuildContext, Layer, NamedViews, gate_and_up, rows_of
+from moesaic.layers.context import LinearMethod, context_of
 
 
 class ReplicatedLinear(Layer):
     """A projection that every rank holds whole."""
 
-    def __init__(self, ctx: BuildContext, in_size: int, out_size: int, bias: bool = False) -> None:
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        bias: bool = False,
+        *,
+        prefix: str = "",
+        linear_method: LinearMethod = None,
+        ctx: BuildContext | None = None,
+    ) -> None:
         super().__init__()
-        self.weight = ctx.matrix("weight", out_size, in_size)
-        self.bias = ctx.parameter(out_size) if bias else None
+        ctx = context_of(self, ctx, prefix, linear_method)
+        self.weight = ctx.matrix("weight", output_size, input_size)
+        self.bias = ctx.parameter(output_size) if bias else None
+        self.group = ctx.group
         self._linear = ctx.kernel("linear")
-        self.out_size = out_size
+        self.output_size = output_size
 
     def forward(self, x: Tensor) -> Tensor:
         """`[T, in]` -> `[T, out]`."""
@@ -23,38 +39,57 @@ class ReplicatedLinear(Layer):
         return out
 
     def named_views(self) -> NamedViews:
-        yield "weight", rows_of(self.weight, 0, self.out_size)
+        yield "weight", rows_of(self.weight, 0, self.output_size)
         if self.bias is not None:
             yield "bias", self.bias.data
 
 
-class RowLinear(ReplicatedLinear):
-    """A projection whose input is split over the ranks; their partial results are summed."""
+class ColumnParallelLinear(ReplicatedLinear):
+    """A projection whose output is split over the ranks: each holds some rows of it."""
 
-    def __init__(self, ctx: BuildContext, in_size: int, out_size: int, bias: bool = False) -> None:
-        super().__init__(ctx, in_size, out_size, bias)
-        self.group = ctx.group
+
+class RowParallelLinear(ReplicatedLinear):
+    """A projection whose input is split over the ranks; their partial results are summed."""
 
     def forward(self, x: Tensor) -> Tensor:
         """`[T, in]` -> `[T, out]`."""
         return self.group.all_reduce(self._linear(x, self.weight, self.bias))
 
 
-class MergedLinear(Layer):
+class MergedColumnParallelLinear(Layer):
     """Several projections of the same input as one product; each rank would hold some rows of each.
 
     Args:
-        parts: name -> output size; canonical names are `{part}.weight`, and each is some rows of one matrix.
+        output_sizes: name -> output size; canonical names are `{name}.weight`, and each is some rows of one matrix.
+            Sizes alone are named by their numbers, from "0" on.
     """
 
+    gated = False
+
     def __init__(
-        self, ctx: BuildContext, in_size: int, parts: Mapping[str, int], bias: bool = False, gated: bool = False
+        self,
+        input_size: int,
+        output_sizes: Mapping[str, int] | Sequence[int],
+        bias: bool = False,
+        *,
+        prefix: str = "",
+        linear_method: LinearMethod = None,
+        ctx: BuildContext | None = None,
     ) -> None:
         super().__init__()
-        self.parts = dict(parts)
-        size = sum(parts.values())
-        self.weight = ctx.matrix(f"{next(iter(parts))}.weight", size, in_size, gated)  # the first speaks for all
+        ctx = context_of(self, ctx, prefix, linear_method)
+        named = output_sizes if isinstance(output_sizes, Mapping) else {str(i): n for i, n in enumerate(output_sizes)}
+        self.parts: dict[str, int] = dict(named)
+        size = sum(self.parts.values())
+        first = next(iter(self.parts))  # one matrix has one format, the first part's
+        self.weight = ctx.matrix(f"{first}.weight", size, input_size, self.gated)
         self.bias = ctx.parameter(size) if bias else None
+        self._linear = ctx.kernel("linear")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, in]` -> `[T, sum of sizes]`, parts side by side in order."""
+        out: Tensor = self._linear(x, self.weight, self.bias)
+        return out
 
     def named_views(self) -> NamedViews:
         start = 0
@@ -65,40 +100,79 @@ class MergedLinear(Layer):
             start += size
 
 
-class MergedColumnLinear(MergedLinear):
-    """Projections of the same input, side by side."""
+class QKVParallelLinear(MergedColumnParallelLinear):
+    """The projections to queries, keys and values: parts "q", "k" and "v".
 
-    def __init__(self, ctx: BuildContext, in_size: int, parts: Mapping[str, int], bias: bool = False) -> None:
-        super().__init__(ctx, in_size, parts, bias)
-        self._linear = ctx.kernel("linear")
+    Args:
+        total_num_kv_heads: None for as many as query heads.
+        v_head_size: of values, where it is not that of keys.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[T, in]` -> `[T, sum of parts]`, parts side by side in order."""
-        out: Tensor = self._linear(x, self.weight, self.bias)
-        return out
+    def __init__(
+        self,
+        hidden_size: int,
+        head_size: int,
+        total_num_heads: int,
+        total_num_kv_heads: int | None = None,
+        bias: bool = False,
+        *,
+        v_head_size: int | None = None,
+        prefix: str = "",
+        linear_method: LinearMethod = None,
+        ctx: BuildContext | None = None,
+    ) -> None:
+        kv_heads = total_num_heads if total_num_kv_heads is None else total_num_kv_heads
+        sizes = {
+            "q": total_num_heads * head_size,
+            "k": kv_heads * head_size,
+            "v": kv_heads * (head_size if v_head_size is None else v_head_size),
+        }
+        super().__init__(hidden_size, sizes, bias, prefix=prefix, linear_method=linear_method, ctx=ctx)
 
 
-class ActivatedLinear(MergedLinear):
+class ActivatedLinear(MergedColumnParallelLinear):
     """act(x W^T + bias)."""
 
     def __init__(
-        self, ctx: BuildContext, in_size: int, parts: Mapping[str, int], activation: str, bias: bool = False
+        self,
+        input_size: int,
+        output_sizes: Mapping[str, int] | Sequence[int],
+        activation: str,
+        bias: bool = False,
+        *,
+        prefix: str = "",
+        linear_method: LinearMethod = None,
+        ctx: BuildContext | None = None,
     ) -> None:
-        super().__init__(ctx, in_size, parts, bias)
+        ctx = context_of(self, ctx, prefix, linear_method, activation=activation)
+        super().__init__(input_size, output_sizes, bias, ctx=ctx)
         self.activation = activation
         self._activated_linear = ctx.kernel("activated_linear")
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[T, in]` -> `[T, sum of parts]`."""
+        """`[T, in]` -> `[T, sum of sizes]`."""
         out: Tensor = self._activated_linear(x, self.weight, self.bias, activation=self.activation)
         return out
 
 
-class GatedLinear(MergedLinear):
-    """act(gate(x)) * up(x)."""
+class GatedLinear(MergedColumnParallelLinear):
+    """act(gate(x)) * up(x): parts "gate" and "up", of `output_size` each."""
 
-    def __init__(self, ctx: BuildContext, in_size: int, out_size: int, activation: str, bias: bool = False) -> None:
-        super().__init__(ctx, in_size, {"gate": out_size, "up": out_size}, bias, gated=True)
+    gated = True
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        activation: str = "silu",
+        bias: bool = False,
+        *,
+        prefix: str = "",
+        linear_method: LinearMethod = None,
+        ctx: BuildContext | None = None,
+    ) -> None:
+        ctx = context_of(self, ctx, prefix, linear_method, activation=activation)
+        super().__init__(input_size, {"gate": output_size, "up": output_size}, bias, ctx=ctx)
         self.activation = activation
         self._gated_linear = ctx.kernel("gated_linear")
 

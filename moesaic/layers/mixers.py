@@ -6,11 +6,11 @@ as `mixer(hidden, step, *caches)`: `[T, hidden]` -> `[T, hidden]`.
 
 from typing import Any
 
-from moesaic.layers.attention import Attention
+from moesaic.layers.attention import GroupedQueryAttention
 from moesaic.layers.base import BuildContext, Layer
 from moesaic.models.spec import AttentionSpec, MixerSpec, NormSpec
 
-MIXERS: dict[type[Any], type[Any]] = {AttentionSpec: Attention}
+MIXERS: dict[type[Any], type[Any]] = {AttentionSpec: GroupedQueryAttention}
 
 
 def build_mixer(ctx: BuildContext, spec: MixerSpec, hidden_size: int, norm: NormSpec) -> Layer:

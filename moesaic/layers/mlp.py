@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from moesaic.layers.base import BuildContext, Layer, NamedViews
-from moesaic.layers.linear import ActivatedLinear, GatedLinear, RowLinear
+from moesaic.layers.linear import ActivatedLinear, GatedLinear, RowParallelLinear
 from moesaic.models.spec import DenseSpec
 
 
@@ -14,10 +14,10 @@ class MLP(Layer):
         super().__init__()
         size = spec.intermediate_size
         if spec.gated:
-            self.gate_up: Layer = GatedLinear(ctx, hidden_size, size, spec.activation, bias=spec.bias)
+            self.gate_up: Layer = GatedLinear(hidden_size, size, spec.activation, bias=spec.bias, ctx=ctx)
         else:
-            self.gate_up = ActivatedLinear(ctx, hidden_size, {"up": size}, spec.activation, bias=spec.bias)
-        self.down = RowLinear(ctx.under("down"), size, hidden_size, bias=spec.bias)
+            self.gate_up = ActivatedLinear(hidden_size, {"up": size}, spec.activation, bias=spec.bias, ctx=ctx)
+        self.down = RowParallelLinear(size, hidden_size, bias=spec.bias, ctx=ctx.under("down"))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """`[T, H]` -> `[T, H]`."""

@@ -11,7 +11,7 @@ from moesaic.core.batch import Batch
 from moesaic.experts.layer import MoE
 from moesaic.experts.stats import ExpertStats
 from moesaic.layers.base import BuildContext, Layer
-from moesaic.layers.embedding import Embedding, LMHead
+from moesaic.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from moesaic.layers.kv_cache import Cache, CacheSpec
 from moesaic.layers.mixers import build_mixer
 from moesaic.layers.mlp import MLP
@@ -34,7 +34,7 @@ class Decoder(Layer):
         self.spec = spec
         most_experts = max((la.ffn.num_experts for la in spec.layers if isinstance(la.ffn, MoESpec)), default=0)
         self.expert_stats = ExpertStats(len(spec.layers), most_experts, ctx.device)
-        self.embed = Embedding(ctx.under("embed"), spec.vocab_size, spec.hidden_size)
+        self.embed = VocabParallelEmbedding(spec.vocab_size, spec.hidden_size, ctx=ctx.under("embed"))
         layers = [
             DecoderLayer(ctx.under(f"layers.{index}"), spec, layer, index, self.expert_stats)
             for index, layer in enumerate(spec.layers)
@@ -43,7 +43,7 @@ class Decoder(Layer):
         ends = list(accumulate(len(layer.cache_specs) for layer in layers))
         self._caches_of = [slice(end - len(la.cache_specs), end) for la, end in zip(layers, ends, strict=True)]
         self.positions = (
-            Embedding(ctx.under("positions"), spec.max_position_embeddings, spec.hidden_size)
+            VocabParallelEmbedding(spec.max_position_embeddings, spec.hidden_size, ctx=ctx.under("positions"))
             if spec.learned_positions
             else None
         )
@@ -51,7 +51,9 @@ class Decoder(Layer):
         self._mix, self._softcap = ctx.kernel("mix"), ctx.kernel("softcap")
         self._gather_rows = ctx.kernel("gather_rows")
         tied = self.embed if spec.tied_embeddings else None
-        self.lm_head = LMHead(ctx.under("lm_head"), spec.vocab_size, spec.hidden_size, tied, bias=spec.logits_bias)
+        self.lm_head = ParallelLMHead(
+            spec.vocab_size, spec.hidden_size, bias=spec.logits_bias, tied=tied, ctx=ctx.under("lm_head")
+        )
         self._hooks = [hooks for m in self.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self._unhooked_at = -1  # how many hooks had ever been registered when none of them was left here
 

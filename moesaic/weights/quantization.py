@@ -74,6 +74,10 @@ class QuantizationPlan:
             return self._plain
         return next((format for pattern, format in reversed(self._rules) if fits(pattern, name)), self._plain)
 
+    def format_called(self, value: str) -> WeightFormat:
+        """The format that an entry of a quantization config means. Raises ConfigError for one that there is not."""
+        return self._format(value)
+
     def check(self, names: Iterable[str]) -> None:
         """See that every exception is about some of the matrices of the model.
 

@@ -11,7 +11,7 @@ from moesaic.core.errors import UnsupportedError
 from moesaic.distributed.groups import ProcessGroup
 from moesaic.layers.base import BuildContext
 from moesaic.layers.kv_cache import KVCacheSpec
-from moesaic.layers.linear import MergedColumnLinear
+from moesaic.layers.linear import MergedColumnParallelLinear
 
 CONTEXT = BuildContext(torch.device("cpu"), torch.float32)
 
@@ -23,7 +23,7 @@ def test_more_than_one_rank_is_refused():
 
 
 def test_parts_of_a_merged_projection_are_rows_of_one_tensor():
-    linear = MergedColumnLinear(CONTEXT, 3, {"q": 4, "k": 2}, bias=True)
+    linear = MergedColumnParallelLinear(3, {"q": 4, "k": 2}, bias=True, ctx=CONTEXT)
     for view, number in zip(dict(linear.named_views()).values(), range(4), strict=True):
         view.fill_(number)
     assert linear.weight[:, 0].tolist() == [0, 0, 0, 0, 2, 2]
