@@ -82,6 +82,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4_moe dense layers": ("glm4_moe", {"first_k_dense_replace": 2}),
     "granitemoeshared no shared expert": ("granitemoeshared", {"shared_intermediate_size": 0}),
     "hunyuan_v1_moe biases": ("hunyuan_v1_moe", {"attention_bias": True}),
+    "hunyuan_v1_moe alpha": (
+        "hunyuan_v1_moe",
+        {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "alpha": 50.0, "factor": 1.0}},
+    ),
     "qwen2_moe no biases": ("qwen2_moe", {"qkv_bias": False}),
     "qwen2_moe window": ("qwen2_moe", {"use_sliding_window": True, "sliding_window": 5}),
     "qwen2_moe dense layers": ("qwen2_moe", {"mlp_only_layers": [1], "norm_topk_prob": True}),

@@ -14,7 +14,7 @@ from moesaic.models.common import (
 )
 from moesaic.models.config_reader import ConfigReader
 from moesaic.models.spec import DenseSpec, LayerSpec, ModelSpec, MoESpec, RouterSpec
-from moesaic.weights.rules import Rule
+from moesaic.weights.rules import Rule, ignore
 
 ARCHITECTURE = "Ernie4_5_MoeForCausalLM"
 MODEL_TYPE = "ernie4_5_moe"
@@ -23,6 +23,9 @@ MODEL_TYPE = "ernie4_5_moe"
 def spec(c: ConfigReader) -> ModelSpec:
     """What the model computes."""
     act = activation(c)
+    c.ignore("moe_capacity", "num_nextn_predict_layers")  # for training, and for speculation
+    c.refuse_unless("moe_gate", "topk")
+    c.refuse_unless("moe_use_aux_free", True)
     bias = c.read(bool | None, "use_bias", absent=False) or False
     attention = gqa(c, num_kv_heads=4, theta=500000.0, bias=bias, interleaved=True)
     size = c.require(int, "moe_intermediate_size")
@@ -54,6 +57,7 @@ RULES = [
     *DENSE_RULES,
     *MLP_EXPERT_RULES,
     *SHARED_RULES,
+    ignore("model.mtp_{any}", "layers that speculate on further tokens"),
     Rule("model.layers.{l}.mlp.gate.moe_statics.e_score_correction_bias", "layers.{l}.mlp.router.correction", row=True),
     Rule("model.layers.{l}.mlp.moe_statics.e_score_correction_bias", "layers.{l}.mlp.router.correction", row=True),
 ]

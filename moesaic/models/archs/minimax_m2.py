@@ -19,6 +19,11 @@ def spec(c: ConfigReader) -> ModelSpec:
     c.refuse_unless("scoring_func", "sigmoid")
     c.refuse_unless("use_routing_bias", True)
     c.refuse_unless("shared_intermediate_size", 0)
+    c.ignore("shared_moe_mode", "mlp_intermediate_size")  # of shared experts and dense layers, of which it has none
+    c.refuse_unless("sliding_window", None)
+    c.refuse_unless("attn_type_list", [1] * num_layers(c))  # 0 would be linear attention
+    for block in ("full_attention", "linear_attention", "mlp"):  # factors on residuals
+        c.refuse_unless(f"layernorm_{block}_beta", 1)
     head_dim = c.read(int, "head_dim", absent=128)
     rotary = c.read(int | None, "rotary_dim", absent=None)
     attention = gqa(

@@ -35,6 +35,9 @@ def rope(
     )
     if name == "default":
         return plain
+    if name == "dynamic" and "alpha" in r:  # not dynamic at all: one fixed factor on the base
+        r.ignore("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+        return replace(plain, theta=plain.theta * r.require(float, "alpha") ** (dim / (dim - 2)))
     if name not in _SCALINGS:
         known = ", ".join(["default", *_SCALINGS])
         raise UnsupportedError(f"{c.path}: rope type {name!r} is not supported; known are {known}")
