@@ -26,15 +26,24 @@ class GroupedQueryAttention(Layer):
         self.spec = spec
         self.norm_eps = norm.eps
         heads = spec.num_heads, spec.num_kv_heads
-        self.qkv = QKVParallelLinear(hidden_size, spec.head_dim, *heads, bias=spec.qkv_bias, ctx=ctx)
-        self.o = RowParallelLinear(spec.q_size, hidden_size, bias=spec.output_bias, ctx=ctx.under("o"))
+        self.qkv = QKVParallelLinear(
+            hidden_size, spec.head_dim, *heads, bias=spec.qkv_bias, v_head_size=spec.value_dim, ctx=ctx
+        )
+        self.o = RowParallelLinear(spec.mixed_size, hidden_size, bias=spec.output_bias, ctx=ctx.under("o"))
         if spec.qk_norm is not None:
             per_head = spec.qk_norm == "head"
             self.q_norm = Norm(ctx, norm, spec.head_dim if per_head else spec.q_size)
             self.k_norm = Norm(ctx, norm, spec.head_dim if per_head else spec.kv_size)
         self.sinks = ctx.parameter(spec.num_heads) if spec.sinks else None
-        tiled = ctx.backends["attention"] == "cpu"
-        self.cache_specs = [KVCacheSpec(spec.num_kv_heads, spec.head_dim, ctx.kv_dtype or ctx.dtype, tiled=tiled)]
+        self.cache_specs = [
+            KVCacheSpec(
+                spec.num_kv_heads,
+                spec.head_dim,
+                ctx.kv_dtype or ctx.dtype,
+                value_dim=spec.value_dim,
+                tiled=ctx.backends["attention"] == "cpu",
+            )
+        ]
         if spec.rope is not None:
             dim = spec.rope.dim or spec.head_dim
             self.inverse_frequencies, self.rope_factor = _shared_frequencies(spec.rope, dim, ctx.device)
@@ -63,7 +72,7 @@ class GroupedQueryAttention(Layer):
         )
         plan = step.attention_plan(self._plan, cache, spec.window)
         mixed = self._attend(query, cache, plan, spec.scale, softcap=spec.softcap, sinks=self.sinks)
-        return self.o(mixed.view(-1, spec.q_size))
+        return self.o(mixed.view(-1, spec.mixed_size), spec.value_scale)
 
     def _table(self, step: Step) -> Tensor | None:
         """The angles of the step's positions."""

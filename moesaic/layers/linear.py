@@ -51,9 +51,9 @@ class ColumnParallelLinear(ReplicatedLinear):
 class RowParallelLinear(ReplicatedLinear):
     """A projection whose input is split over the ranks; their partial results are summed."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[T, in]` -> `[T, out]`."""
-        return self.group.all_reduce(self._linear(x, self.weight, self.bias))
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        """`[T, in]` -> `[T, out]`; `scale` is of the product, before the bias."""
+        return self.group.all_reduce(self._linear(x, self.weight, self.bias, scale=scale))
 
 
 class MergedColumnParallelLinear(Layer):

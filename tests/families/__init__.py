@@ -7,9 +7,9 @@ and, where there are such, `STORED_LESS_ONE`: families whose norms' weights are 
 from itertools import chain
 from typing import Any
 
-from tests.families import dense, first, grouped
+from tests.families import dense, first, grouped, hybrid
 
-GROUPS = (dense, grouped)  # beside the first five
+GROUPS = (dense, grouped, hybrid)  # beside the first five
 
 FAMILIES = tuple(first.CONFIGS)
 MORE_FAMILIES = tuple(sorted(chain.from_iterable(group.CONFIGS for group in GROUPS)))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from moesaic.core.errors import ConfigError
+from moesaic.core.errors import ConfigError, UnsupportedError
 from moesaic.models.archs import glm4_moe
 from moesaic.models.load import spec_of
 from moesaic.models.spec import DenseSpec, MoESpec
@@ -104,3 +104,40 @@ def test_layers_for_speculation_are_not_needed():
     book = RuleBook(glm4_moe.RULES)
     assert book.ignored("model.layers.46.shared_head.norm.weight") and book.ignored("model.layers.92.eh_proj.weight")
     assert not book.ignored("model.layers.45.shared_head.norm.weight")
+
+
+MIMO = {"model_type": "mimo_v2_flash", "num_key_value_heads": 2, "n_routed_experts": 4, "num_experts_per_tok": 2}
+MIMO |= {"moe_intermediate_size": 32, "rope_parameters": None}
+
+
+def test_sliding_window_size_counts_the_tokens_before():
+    layers = spec(**MIMO, sliding_window=9, sliding_window_size=9)
+    assert [layer.attention.window for layer in layers.layers] == [None, 10, 10, 10]
+    assert spec(**MIMO, sliding_window=9).layers[1].attention.window == 9
+
+
+def test_heads_that_sliding_layers_cannot_share_are_refused():
+    with pytest.raises(ConfigError, match="num_key_value_heads = 8: twice this must divide num_attention_heads = 8"):
+        spec(**{**MIMO, "num_key_value_heads": 8})
+
+
+def test_each_kind_of_layer_must_have_its_positions():
+    mellum = {"model_type": "mellum", "layer_types": ["full_attention", *["sliding_attention"] * 3]}
+    full = {"rope_type": "default", "rope_theta": 5.0}
+    with pytest.raises(ConfigError, match="rope_parameters = .*: says nothing of sliding_attention layers"):
+        spec(**mellum, rope_parameters={"full_attention": full})
+    layers = spec(**mellum, rope_parameters={"full_attention": full, "sliding_attention": None}).layers
+    assert layers[0].attention.rope.theta == 5.0 and layers[1].attention.rope is None
+    with pytest.raises(UnsupportedError, match="sliding_attention.partial_rotary_factor = 0.5 is not supported"):
+        spec(**mellum, rope_parameters={"full_attention": full, "sliding_attention": {"partial_rotary_factor": 0.5}})
+
+
+def test_bases_of_layers_are_as_many_as_layers():
+    with pytest.raises(ConfigError, match="layer_rope_theta = .*: has 2 entries for 4 layers"):
+        spec(model_type="granitemoe_swa", layer_rope_theta=[1e4, 0])
+
+
+def test_values_of_their_own_size_count():
+    wide, narrow = (spec(**MIMO, v_head_dim=size).num_parameters for size in (192, 128))
+    # Values of 2 heads in one layer and 4 in three, and as many inputs of 8 heads' outputs in each.
+    assert wide - narrow == 64 * 64 * (2 + 3 * 4 + 4 * 8)

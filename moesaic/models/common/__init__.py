@@ -2,10 +2,19 @@
 
 from moesaic.models.common.attention import gqa
 from moesaic.models.common.feed_forward import ACTIVATIONS, activation, deepseek_moe, shared_experts
-from moesaic.models.common.layers import NEUTRAL, decoder, kinds_of_layers, num_layers, windows
-from moesaic.models.common.positions import rope
+from moesaic.models.common.layers import (
+    NEUTRAL,
+    decoder,
+    kinds_and_windows,
+    kinds_of_layers,
+    num_layers,
+    scaled,
+    windows,
+)
+from moesaic.models.common.positions import rope, ropes
 from moesaic.models.common.rules import (
     BASE_RULES,
+    BLOCK_EXPERT_RULES,
     CORRECTION_RULES,
     DECODER_RULES,
     DEEPSEEK_RULES,
@@ -19,6 +28,7 @@ from moesaic.models.common.rules import (
 __all__ = [
     "ACTIVATIONS",
     "BASE_RULES",
+    "BLOCK_EXPERT_RULES",
     "CORRECTION_RULES",
     "DECODER_RULES",
     "DEEPSEEK_RULES",
@@ -32,9 +42,12 @@ __all__ = [
     "decoder",
     "deepseek_moe",
     "gqa",
+    "kinds_and_windows",
     "kinds_of_layers",
     "num_layers",
     "rope",
+    "ropes",
+    "scaled",
     "shared_experts",
     "windows",
 ]

@@ -63,6 +63,13 @@ def kinds_of_layers(c: ConfigReader, key: str, known: Sequence[str], absent: Cal
 
 def windows(c: ConfigReader, window: int | None, sliding: Callable[[int], bool]) -> list[int | None]:
     """Each layer's window: `layer_types`, or, where the config has none, those that `sliding` names have one."""
+    return [size for _, size in kinds_and_windows(c, window, sliding)]
+
+
+def kinds_and_windows(
+    c: ConfigReader, window: int | None, sliding: Callable[[int], bool]
+) -> list[tuple[str, int | None]]:
+    """Each layer's kind, "sliding_attention" or "full_attention", and its window."""
     if window is not None and window < 1:
         raise c.error("sliding_window", "must be at least 1")
     kinds = kinds_of_layers(
@@ -71,7 +78,16 @@ def windows(c: ConfigReader, window: int | None, sliding: Callable[[int], bool])
         ("sliding_attention", "full_attention"),
         lambda layer: "sliding_attention" if sliding(layer) else "full_attention",
     )
-    return [window if kind == "sliding_attention" else None for kind in kinds]
+    return [(kind, window if kind == "sliding_attention" else None) for kind in kinds]
+
+
+def scaled(c: ConfigReader) -> Multipliers:
+    """The multipliers of configs that divide the logits."""
+    return Multipliers(
+        embedding=c.read(float, "embedding_multiplier", absent=1.0),
+        residual=c.read(float, "residual_multiplier", absent=1.0),
+        logits=1.0 / c.read(float, "logits_scaling", absent=1.0),
+    )
 
 
 def num_layers(c: ConfigReader) -> int:

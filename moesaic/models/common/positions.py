@@ -1,6 +1,7 @@
 """Rotary positions, as configs of transformers 4 and 5 spell them."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 from moesaic.core.errors import UnsupportedError
@@ -12,9 +13,15 @@ from moesaic.models.spec import (
     YarnScaling,
 )
 
+DEFAULT_THETA = 10000.0
+
 
 def rope(
-    c: ConfigReader, head_dim: int, theta: float = 10000.0, partial: float | None = None, interleaved: bool = False
+    c: ConfigReader,
+    head_dim: int,
+    theta: float = DEFAULT_THETA,
+    partial: float | None = None,
+    interleaved: bool = False,
 ) -> RopeSpec:
     """Rotary positions, as transformers 5 spells them (rope_parameters) or 4 (rope_theta and rope_scaling).
 
@@ -23,13 +30,44 @@ def rope(
         partial: likewise the share of a head's numbers that rotate; None where the architecture knows no such thing.
     """
     top_theta = c.read(float, "rope_theta", absent=theta)
-    r = c.child("rope_parameters", "rope_scaling")
+    return _rope(c, c.child("rope_parameters", "rope_scaling"), head_dim, top_theta, partial, interleaved)
+
+
+def ropes(
+    c: ConfigReader, head_dim: int, thetas: Mapping[str, float | None], partial: float | None = None
+) -> dict[str, RopeSpec | None]:
+    """Rotary positions of each kind of layer, where rope_parameters has an object for each; None where that is null.
+
+    Args:
+        thetas: kind of layer -> theta, for a config without rope_parameters; None there for no rotation. Kinds that no
+            layer is of may be missing from it.
+        partial: as in `rope`.
+    """
+    r = c.child("rope_parameters")
+    return {kind: _rope_of_kind(c, r, kind, head_dim, theta, partial) for kind, theta in thetas.items()}
+
+
+def _rope_of_kind(
+    c: ConfigReader, r: ConfigReader, kind: str, head_dim: int, theta: float | None, partial: float | None
+) -> RopeSpec | None:
+    given = c.read(dict | None, "rope_parameters", absent=None)
+    if given is not None and kind not in r:
+        raise c.error("rope_parameters", f"says nothing of {kind} layers")
+    if (theta if given is None else r.read(dict | None, kind, absent=None)) is None:
+        return None
+    return _rope(c, r.child(kind), head_dim, theta or DEFAULT_THETA, partial, False)
+
+
+def _rope(
+    c: ConfigReader, r: ConfigReader, head_dim: int, theta: float, partial: float | None, interleaved: bool
+) -> RopeSpec:
+    """Rotary positions from one object of the config."""
     dim = int(head_dim * _rotating(c, r, partial))
     if dim % 2 or not 0 < dim <= head_dim:
         raise UnsupportedError(f"{c.path}: rotary positions need an even head dimension, or part of it, got {dim}")
     name = r.read(str, "rope_type", "type", absent="default")
     plain = RopeSpec(
-        theta=r.read(float, "rope_theta", absent=top_theta),
+        theta=r.read(float, "rope_theta", absent=theta),
         dim=None if dim == head_dim else dim,
         interleaved=interleaved,
     )

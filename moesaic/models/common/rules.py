@@ -1,6 +1,6 @@
 """Rules for the usual names of tensors."""
 
-from moesaic.weights.rules import experts, fused_experts, ignore, rename, tied
+from moesaic.weights.rules import Rule, experts, fused_experts, ignore, rename, tied
 
 BASE_RULES = [  # all but the layers' norms and their feed-forward
     rename("model.embed_tokens.weight", "embed.weight"),
@@ -31,6 +31,16 @@ MLP_EXPERT_RULES = [  # one tensor an expert, or all of a layer stacked: save_pr
     *fused_experts(f"{MLP}.experts.gate_up_proj", f"{MLP}.experts.down_proj"),
 ]
 
+_BLOCK, _SHARED = "model.layers.{l}.block_sparse_moe", "layers.{l}.mlp.shared"
+BLOCK_EXPERT_RULES = [  # fused experts, and perhaps a fused shared one beside their block
+    rename(f"{_BLOCK}.router.layer.weight", "layers.{l}.mlp.router.weight"),
+    *fused_experts(f"{_BLOCK}.input_linear.weight", f"{_BLOCK}.output_linear.weight"),
+    rename(f"{_BLOCK}.router.weight", "layers.{l}.mlp.router.weight"),
+    *fused_experts(f"{_BLOCK}.experts.gate_up_proj", f"{_BLOCK}.experts.down_proj"),
+    Rule("model.layers.{l}.shared_mlp.input_linear.weight", f"{_SHARED}.gate.weight", part=0, parts=2),
+    Rule("model.layers.{l}.shared_mlp.input_linear.weight", f"{_SHARED}.up.weight", part=1, parts=2),
+    rename("model.layers.{l}.shared_mlp.output_linear.weight", f"{_SHARED}.down.weight"),
+]
 CORRECTION_RULES = [  # it has been the router's, and the block's
     rename(f"{MLP}.gate.e_score_correction_bias", "layers.{l}.mlp.router.correction"),
     rename(f"{MLP}.e_score_correction_bias", "layers.{l}.mlp.router.correction"),

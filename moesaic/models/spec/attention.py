@@ -21,6 +21,8 @@ class AttentionSpec:
         rope: None where positions do not show.
         softcap: scores become `softcap * tanh(score / softcap)`.
         sinks: each head has a learned logit that takes weight and gives nothing.
+        value_dim: of a value, where it is not head_dim.
+        value_scale: of what values give.
     """
 
     num_heads: int
@@ -36,9 +38,13 @@ class AttentionSpec:
     window: int | None = None
     softcap: float | None = None
     sinks: bool = False
+    value_dim: int | None = None
+    value_scale: float = 1.0
 
     def __post_init__(self) -> None:
         require_positive(self, "num_heads", "num_kv_heads", "head_dim")
+        if self.value_dim is not None:
+            require_positive(self, "value_dim")
 
     @property
     def q_size(self) -> int:
@@ -48,9 +54,19 @@ class AttentionSpec:
     def kv_size(self) -> int:
         return self.num_kv_heads * self.head_dim
 
+    @property
+    def value_size(self) -> int:
+        """Numbers in all values of a token."""
+        return self.num_kv_heads * (self.value_dim or self.head_dim)
+
+    @property
+    def mixed_size(self) -> int:
+        """Numbers in what all heads give: the output projection's input."""
+        return self.num_heads * (self.value_dim or self.head_dim)
+
     def num_parameters(self, hidden_size: int) -> int:
         """Weights and biases of this attention."""
-        qkv = self.q_size + 2 * self.kv_size
+        qkv = self.q_size + self.kv_size + self.value_size
         biases = qkv * self.qkv_bias + hidden_size * self.output_bias
         norms = {None: 0, "head": 2 * self.head_dim, "full": self.q_size + self.kv_size}[self.qk_norm]
-        return hidden_size * (qkv + self.q_size) + biases + norms + self.num_heads * self.sinks
+        return hidden_size * (qkv + self.mixed_size) + biases + norms + self.num_heads * self.sinks
