@@ -15,6 +15,7 @@ from moesaic.kernels.reference_attention import (
 from moesaic.kernels.reference_elementwise import apply_gate, mix, softcap
 from moesaic.kernels.reference_moe import activated_linear, combine, fused_moe, gated_linear, linear
 from moesaic.kernels.reference_norm import add_layer_norm, add_rms_norm, embed, gather_rows, layer_norm, rms_norm
+from moesaic.kernels.reference_recurrent import causal_conv
 from moesaic.kernels.reference_router import route
 from moesaic.kernels.registry import Case
 
@@ -23,6 +24,7 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "apply_gate",
+    "causal_conv",
     "combine",
     "embed",
     "fused_moe",

@@ -24,6 +24,7 @@ FAMILIES = {
         *("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "gather_rows"),
         *("mix", "apply_gate", "softcap"),
     ),
+    "recurrent": ("causal_conv",),
     "router": ("route",),
 }
 FAMILY_OF = {op: family for family, ops in FAMILIES.items() for op in ops}

@@ -39,6 +39,7 @@ def choose_backends(
     options = {
         "attention": _unique(_attention_options(layer, block_size) for layer in spec.layers),
         "norms": [()],
+        "recurrent": [()],
         "router": _unique(_router_options(layer.ffn) for layer in spec.layers if isinstance(layer.ffn, MoESpec)),
     }
     for family, asked in options.items():

@@ -10,6 +10,7 @@ from moesaic.kernels.cpu.elementwise import apply_gate, mix, softcap
 from moesaic.kernels.cpu.library import Unavailable, isa
 from moesaic.kernels.cpu.matmul import ACTIVATIONS, activated_linear, fused_moe, gated_linear, linear
 from moesaic.kernels.cpu.norm import add_layer_norm, add_rms_norm, embed, gather_rows, layer_norm, rms_norm
+from moesaic.kernels.cpu.recurrent import causal_conv
 from moesaic.kernels.cpu.router import route
 from moesaic.kernels.registry import Case
 
@@ -18,6 +19,7 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "apply_gate",
+    "causal_conv",
     "embed",
     "fused_moe",
     "gated_linear",
@@ -68,6 +70,10 @@ def _router(case: Case) -> str | None:
     return None
 
 
+def _recurrent(case: Case) -> str | None:
+    return None
+
+
 def _attention(case: Case) -> str | None:
     kinds = ("torch.float32", "torch.float16", "torch.bfloat16", "torch.int8")
     return None if case.weights in kinds else f"its KV cache is not kept in {case.weights.removeprefix('torch.')}"
@@ -77,5 +83,6 @@ _CHECKS: dict[str, Callable[[Case], str | None]] = {
     "attention": _attention,
     "matrices": _matrices,
     "norms": _norms,
+    "recurrent": _recurrent,
     "router": _router,
 }
