@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tests.families import CONFIGS, FAMILIES, MORE_FAMILIES, STORED_LESS_ONE
+from tests.families import CONFIGS, FAMILIES, MORE_FAMILIES, MULTIMODAL, STORED_LESS_ONE
 from tests.families.common import ABSENT, COMMON
 
 __all__ = ["FAMILIES", "MORE_FAMILIES", "make_tiny", "tiny_config", "tiny_reference"]
@@ -23,15 +23,19 @@ def tiny_config(family: str, *, tie: bool = False, **overrides: Any) -> Any:
     from transformers import AutoConfig
 
     values = {**COMMON, **CONFIGS[family], "tie_word_embeddings": tie, **overrides}
-    return AutoConfig.for_model(family, **{key: value for key, value in values.items() if value is not ABSENT})
+    values = {key: value for key, value in values.items() if value is not ABSENT}
+    if family in MULTIMODAL:
+        return AutoConfig.for_model(family, text_config=values, tie_word_embeddings=tie, **MULTIMODAL[family])
+    return AutoConfig.for_model(family, **values)
 
 
 def tiny_reference(family: str, *, seed: int = 0, tie: bool = False, **overrides: Any) -> Any:
     """transformers' own random model in fp32, computing as plainly as it can (eager attention and experts)."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     config = tiny_config(family, tie=tie, **overrides)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager")
+    kind = AutoModelForImageTextToText if family in MULTIMODAL else AutoModelForCausalLM
+    model = kind.from_config(config, attn_implementation="eager", experts_implementation="eager")
     model = model.float().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

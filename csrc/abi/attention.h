@@ -36,6 +36,18 @@ typedef struct {
 
 MOESAIC_API void moesaic_rope_table(const moesaic_rope_table_args* args);
 
+// out[T] = 1 + scale * log(1 + floor((position + offset) / period))
+typedef struct {
+    moesaic_count rows;  // T
+    const int64_t* positions;
+    float* out;
+    int64_t period;
+    int64_t offset;
+    float scale;
+} moesaic_query_temperature_args;
+
+MOESAIC_API void moesaic_query_temperature(const moesaic_query_temperature_args* args);
+
 // What happens to queries, keys and values between their projection and attention, in this order: norm, clip, rotation
 // (or clip, rotation, norm); then the keys and values are written to `slots`. Queries, or keys, or keys and
 // values may be absent (NULL).
@@ -83,6 +95,7 @@ typedef struct {
     int32_t heads;
     float scale;    // of the scores
     float softcap;  // scores become cap * tanh(score / cap); 0 for none
+    int32_t chunked;  // 1: a token sees its own chunk of positions, cut at multiples of the window
 } moesaic_paged_attention_args;
 
 MOESAIC_API void moesaic_paged_attention(const moesaic_paged_attention_args* args);

@@ -20,6 +20,7 @@ MOESAIC_API void moesaic_mix(const moesaic_mix_args* args);
 enum moesaic_gate_kind {
     MOESAIC_GATE_SIGMOID = 0,
     MOESAIC_GATE_SOFTPLUS = 1,
+    MOESAIC_GATE_IDENTITY = 2,
 };
 
 // out = x * f(gate), a gate for each element or for each `group` of them.

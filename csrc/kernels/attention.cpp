@@ -75,7 +75,7 @@ public:
 private:
     // Keys that row r of the tile sees: [low, high).
     int64_t high(int64_t r) const { return high_[r]; }
-    int64_t low(int64_t r) const { return c_.a.window > 0 ? std::max<int64_t>(0, high_[r] - c_.a.window) : 0; }
+    int64_t low(int64_t r) const { return first_seen(c_.a, high_[r] - 1); }
 
     // All splits, merged one after the other.
     void whole() {

@@ -43,6 +43,12 @@ struct AttentionPlan {
     }
 };
 
+// The first position that the token at `position` sees.
+inline int64_t first_seen(const moesaic_paged_attention_args& a, int64_t position) {
+    if (a.window <= 0) return 0;
+    return a.chunked ? position / a.window * a.window : std::max<int64_t>(0, position - a.window + 1);
+}
+
 // Fills `plan`; the largest units come first, so that threads end together.
 inline void make_plan(const moesaic_paged_attention_args& a, AttentionPlan& plan) {
     const int64_t group = a.heads / a.cache.heads;
@@ -59,7 +65,7 @@ inline void make_plan(const moesaic_paged_attention_args& a, AttentionPlan& plan
         w.tiles = (w.rows + MAX_ROWS - 1) / MAX_ROWS;
         w.tile_rows = std::min(MAX_ROWS, round_up((w.rows + w.tiles - 1) / w.tiles, ROWS));
         w.tiles = (w.rows + w.tile_rows - 1) / w.tile_rows;
-        const int64_t first = a.window > 0 ? std::max<int64_t>(0, w.position(0, group) - a.window + 1) : 0;
+        const int64_t first = first_seen(a, w.position(0, group));
         w.first_split = first / SPLIT;
         w.splits = (w.tokens - 1) / SPLIT - w.first_split + 1;
         // Keys are read at the memory's speed for few rows, and multiplied at the processor's for many.

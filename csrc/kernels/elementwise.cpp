@@ -23,7 +23,10 @@ float sigmoid_of(float x) {
     return lane[0];
 }
 
-Vec gate_of(int32_t kind, Vec x) { return kind == MOESAIC_GATE_SOFTPLUS ? softplus(x) : sigmoid(x); }
+Vec gate_of(int32_t kind, Vec x) {
+    if (kind == MOESAIC_GATE_IDENTITY) return x;
+    return kind == MOESAIC_GATE_SOFTPLUS ? softplus(x) : sigmoid(x);
+}
 
 }  // namespace
 }  // namespace moesaic

@@ -7,6 +7,7 @@ once and attended to in every layer.
 
 import math
 from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor
 
 from moesaic.core.batch import Batch
 from moesaic.kernels.kv_cache import KVCacheSpec
+
+WindowKind = Literal["sliding", "chunked"]
+Position = TypeVar("Position", int, Tensor)
 
 # Sequences with one query token are computed together while the keys and values gathered for them stay this small:
 # beyond the processor's cache, one sequence at a time is faster.
@@ -110,6 +114,12 @@ def rope_table(positions: Tensor, inverse: Tensor, factor: float = 1.0) -> Tenso
     return torch.cat((angles.cos(), angles.sin()), -1) * factor
 
 
+def query_temperature(positions: Tensor, scale: float, period: int, offset: int = 0) -> Tensor:
+    """`1 + scale * log(1 + floor((position + offset) / period))`, by which queries grow with the length of what they
+    look back on (Nakanishi 2025, as Llama 4 has it): `[T]` int64 -> `[T, 1]` fp32."""
+    return (torch.log1p(((positions + offset).float() / period).floor()) * scale + 1.0)[:, None]
+
+
 def rotate(x: Tensor, table: Tensor, start: int = 0, interleaved: bool = False) -> Tensor:
     """Turn pairs of each head by the angles of its token's position.
 
@@ -195,12 +205,12 @@ def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 @dataclass
 class Group:
-    """S sequences with one query token each, computed together, each over its last L tokens.
+    """S sequences with one query token each, computed together, each over its last L tokens at most.
 
     Attributes:
         rows: `[S]` int64, their rows in the batch.
         gather: `[S * kv_heads * L]` int64, rows of the cache seen as `[slots * kv_heads, head_dim]`. Sequences with
-            fewer than L tokens repeat their last one, so that nothing but their own tokens is ever read.
+            fewer to see repeat their last one, so that nothing but their own tokens is ever read.
         padding: `[S, 1, L]` bool, the repeated tokens; None when all are L long.
     """
 
@@ -216,13 +226,15 @@ class Single:
     Attributes:
         blocks: `[n]` int64, from the first that holds a token to be seen.
         skip: tokens in these blocks that none of the queries sees.
-        length: tokens after these.
+        first: position of the token after these.
+        length: tokens from there on.
     """
 
     row: int
     num_queries: int
     blocks: Tensor
     skip: int
+    first: int
     length: int
 
 
@@ -231,61 +243,65 @@ class AttentionPlan:
     """What all layers with the same window share in a step."""
 
     window: int | None
+    kind: WindowKind
     groups: list[Group]
     singles: list[Single]
 
 
-def plan_attention(batch: Batch, cache: KVCache, window: int | None) -> AttentionPlan:
+def first_seen(position: Position, window: int | None, kind: WindowKind) -> Position:
+    """The first position that a token sees; below 0 where its window is not full. A window there must be."""
+    assert window is not None
+    return position - window + 1 if kind == "sliding" else position // window * window
+
+
+def plan_attention(batch: Batch, cache: KVCache, window: int | None, kind: WindowKind = "sliding") -> AttentionPlan:
     """Sort the step's sequences into groups, for all layers whose caches have the same `shape_key`.
 
     Args:
         window: tokens that a token sees, itself included; None for all.
+        kind: "sliding" for the last ones; "chunked" for those of its own chunk: positions are cut at multiples of the
+            window (Llama 4).
     """
     block_size, num_kv, dim = cache.key.shape[1:]
     token_bytes = num_kv * (dim + cache.value.shape[3]) * cache.key.itemsize
-    plan = AttentionPlan(window, [], [])
-    waiting: list[tuple[int, int, int]] = []  # length, sequence, row; of sequences with one query token
+    plan = AttentionPlan(window, kind, [], [])
+    waiting: list[tuple[int, int, int, int]] = []  # seen, length, sequence, row; of sequences with one query token
     row = 0
     for s, (num_queries, seq_len) in enumerate(zip(batch.query_lens_host, batch.seq_lens_host, strict=True)):
+        first = max(0, first_seen(seq_len - num_queries, window, kind)) if window else 0  # that a query sees
         if num_queries == 1:
-            waiting.append((seq_len, s, row))
+            waiting.append((seq_len - first, seq_len, s, row))
         else:
-            plan.singles.append(_single(batch, block_size, window, s, row, num_queries, seq_len))
+            plan.singles.append(_single(batch, block_size, first, s, row, num_queries, seq_len))
         row += num_queries
-    waiting.sort()  # by length, so that little is padded
+    waiting.sort()  # by what they see, so that little is padded
     while waiting:
         members = [waiting.pop()]
-        span = min(members[0][0], window or members[0][0]) * token_bytes
+        span = members[0][0] * token_bytes
         while waiting and (len(members) + 1) * span <= GROUP_BYTES:
             members.append(waiting.pop())
         if len(members) == 1:
-            seq_len, s, row = members[0]
-            plan.singles.append(_single(batch, block_size, window, s, row, 1, seq_len))
+            seen, seq_len, s, row = members[0]
+            plan.singles.append(_single(batch, block_size, seq_len - seen, s, row, 1, seq_len))
         else:
-            plan.groups.append(_group(batch, block_size, num_kv, window, members))
+            plan.groups.append(_group(batch, block_size, num_kv, members))
     return plan
 
 
-def _single(
-    batch: Batch, block_size: int, window: int | None, s: int, row: int, num_queries: int, seq_len: int
-) -> Single:
-    """Sequence s of the batch by itself."""
-    first = max(0, seq_len - num_queries + 1 - window) if window else 0  # the first token that a query sees
+def _single(batch: Batch, block_size: int, first: int, s: int, row: int, num_queries: int, seq_len: int) -> Single:
+    """Sequence s of the batch by itself, from the first token on that a query sees."""
     block = first // block_size
     blocks = batch.block_tables[batch.table_rows_host[s], block : -(-seq_len // block_size)]
-    return Single(row, num_queries, blocks, first - block * block_size, seq_len - first)
+    return Single(row, num_queries, blocks, first - block * block_size, first, seq_len - first)
 
 
-def _group(
-    batch: Batch, block_size: int, num_kv: int, window: int | None, members: list[tuple[int, int, int]]
-) -> Group:
-    """The gather for sequences (length, sequence, row) of one query token each, the longest first."""
+def _group(batch: Batch, block_size: int, num_kv: int, members: list[tuple[int, int, int, int]]) -> Group:
+    """The gather for sequences (seen, length, sequence, row) of one query token each, those that see most first."""
     device = batch.block_tables.device
-    lengths, sequences, rows = torch.tensor(members, device=device).T[:, :, None]  # each [S, 1]
-    seen = min(members[0][0], window or members[0][0])  # L
-    starts = (lengths - seen).clamp_(min=0)  # where a window begins; 0 for those that are shorter than L
-    positions = starts + torch.arange(seen, device=device)  # [S, L]
-    padding = (positions >= lengths)[:, None] if members[-1][0] < seen else None
+    seen, lengths, sequences, rows = torch.tensor(members, device=device).T[:, :, None]  # each [S, 1]
+    most = members[0][0]  # L
+    positions = lengths - seen + torch.arange(most, device=device)  # [S, L]
+    padding = (positions >= lengths)[:, None] if members[-1][0] < most else None
     positions = torch.minimum(positions, lengths - 1)
     blocks = batch.block_tables[batch.table_rows[sequences], positions // block_size]
     slots = blocks * block_size + positions % block_size
@@ -319,7 +335,7 @@ def paged_attention(
     for group in plan.groups:
         _attend_group(query, cache, group, scale, softcap, sinks, out)
     for single in plan.singles:
-        _attend_single(query, cache, single, plan.window, scale, softcap, sinks, out)
+        _attend_single(query, cache, single, plan, scale, softcap, sinks, out)
     return out
 
 
@@ -370,7 +386,7 @@ def _attend_single(
     query: Tensor,
     cache: KVCache,
     s: Single,
-    window: int | None,
+    plan: AttentionPlan,
     scale: float,
     softcap: float | None,
     sinks: Tensor | None,
@@ -392,19 +408,28 @@ def _attend_single(
     for start in range(0, s.num_queries, step):
         count = min(step, s.num_queries - start)
         rows = slice(s.row + start, s.row + start + count)
-        low = max(0, before + start - window + 1) if window else 0
+        low = _first_key(before + start, s, plan)
         high = before + start + count  # keys [low, high) are seen by some query of these rows
         queries = (query[rows].float() * scale).view(count, num_kv, -1, dim).permute(1, 2, 0, 3)
         scores = torch.bmm(queries.reshape(num_kv, -1, dim), keys[:, :, low:high])  # [kv_heads, group * n, L]
-        hidden = _unseen(before + start, count, low, high, window, query.device)  # [n, L]
+        hidden = _unseen(before + start, count, low, high, s, plan, query.device)  # [n, L]
         scores = _cap(scores, softcap).view(heads, count, high - low).masked_fill_(hidden, float("-inf"))
         weights = _softmax(scores, sinks).view(num_kv, -1, high - low)
         mixed = torch.bmm(weights, values[:, low:high]).view(num_kv, -1, count, value_dim)
         out[rows] = mixed.permute(2, 0, 1, 3).reshape(count, heads, value_dim)
 
 
-def _unseen(first: int, count: int, low: int, high: int, window: int | None, device: torch.device) -> Tensor:
+def _first_key(own: int, s: Single, plan: AttentionPlan) -> int:
+    """The first of the sequence's keys that the query sees whose own key is number `own` of them."""
+    return max(0, first_seen(own + s.first, plan.window, plan.kind) - s.first) if plan.window else 0
+
+
+def _unseen(
+    first: int, count: int, low: int, high: int, s: Single, plan: AttentionPlan, device: torch.device
+) -> Tensor:
     """`[count, high - low]` bool: keys low.. that queries whose own keys are first.. must not see."""
     own = torch.arange(first, first + count, device=device)[:, None]
     keys = torch.arange(low, high, device=device)
-    return (keys > own) | (keys <= own - window) if window else keys > own
+    if plan.window is None:
+        return keys > own
+    return (keys > own) | (keys < first_seen(own + s.first, plan.window, plan.kind) - s.first)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Gate = Literal["sigmoid", "softplus"]
+Gate = Literal["sigmoid", "softplus", "identity"]
 
 
 def mix(x: Tensor, y: Tensor | None, a: float = 1.0, b: float = 1.0, gate: Tensor | None = None) -> Tensor:
@@ -25,7 +25,9 @@ def mix(x: Tensor, y: Tensor | None, a: float = 1.0, b: float = 1.0, gate: Tenso
 
 def apply_gate(x: Tensor, gate: Tensor, kind: Gate = "sigmoid") -> Tensor:
     """`x * f(gate)`: `[T, N]`, gate `[T, N]` or `[T, N / g]`, one for g neighbours -> `[T, N]`, computed in fp32."""
-    factor = gate.float().sigmoid() if kind == "sigmoid" else F.softplus(gate.float())
+    factor = gate.float()
+    if kind != "identity":
+        factor = factor.sigmoid() if kind == "sigmoid" else F.softplus(factor)
     return (x.float() * factor.repeat_interleave(x.shape[1] // gate.shape[1], 1)).to(x.dtype)
 
 

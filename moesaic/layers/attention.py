@@ -30,7 +30,9 @@ class GroupedQueryAttention(Layer):
             hidden_size, spec.head_dim, *heads, bias=spec.qkv_bias, v_head_size=spec.value_dim, ctx=ctx
         )
         self.o = RowParallelLinear(spec.mixed_size, hidden_size, bias=spec.output_bias, ctx=ctx.under("o"))
-        if spec.qk_norm is not None:
+        self._unit = torch.ones(spec.head_dim, device=ctx.device) if spec.qk_norm == "unit" else None
+        self.q_norm = self.k_norm = None
+        if spec.qk_norm in ("head", "full"):
             per_head = spec.qk_norm == "head"
             self.q_norm = Norm(ctx, norm, spec.head_dim if per_head else spec.q_size)
             self.k_norm = Norm(ctx, norm, spec.head_dim if per_head else spec.kv_size)
@@ -48,6 +50,7 @@ class GroupedQueryAttention(Layer):
             dim = spec.rope.dim or spec.head_dim
             self.inverse_frequencies, self.rope_factor = _shared_frequencies(spec.rope, dim, ctx.device)
         self._rope_table = ctx.kernel("rope_table")
+        self._temperature, self._apply_gate = ctx.kernel("query_temperature"), ctx.kernel("apply_gate")
         self._prepare_qkv = ctx.kernel("prepare_qkv")
         self._plan = ctx.kernel("plan_attention")
         self._attend = ctx.kernel("paged_attention")
@@ -55,7 +58,6 @@ class GroupedQueryAttention(Layer):
     def forward(self, hidden: Tensor, step: Step, cache: KVCache | TiledCache) -> Tensor:
         """`[T, hidden]` -> `[T, hidden]`; writes the step's keys and values into `cache`."""
         spec = self.spec
-        normed = spec.qk_norm is not None
         query = self._prepare_qkv(
             self.qkv(hidden),
             spec.num_heads,
@@ -63,16 +65,25 @@ class GroupedQueryAttention(Layer):
             self._table(step),
             step.batch.slots,
             cache,
-            q_norm=self.q_norm.weight if normed else None,
-            k_norm=self.k_norm.weight if normed else None,
+            q_norm=self._norm_weight(self.q_norm),
+            k_norm=self._norm_weight(self.k_norm),
             eps=self.norm_eps,
             clip=spec.clip_qkv,
             interleaved=spec.rope is not None and spec.rope.interleaved,
             norm_last=spec.qk_norm_last,
         )
-        plan = step.attention_plan(self._plan, cache, spec.window)
+        if spec.temperature is not None:
+            factors = step.temperature(self._temperature, spec.temperature)
+            query = self._apply_gate(query.flatten(1), factors, "identity").view(query.shape)
+        plan = step.attention_plan(self._plan, cache, spec.window, spec.window_kind)
         mixed = self._attend(query, cache, plan, spec.scale, softcap=spec.softcap, sinks=self.sinks)
         return self.o(mixed.view(-1, spec.mixed_size), spec.value_scale)
+
+    def _norm_weight(self, norm: Norm | None) -> Tensor | None:
+        """What queries or keys are multiplied by once they are normed; None where they are not."""
+        if self.spec.qk_norm is None:
+            return None
+        return self._unit if norm is None else norm.weight
 
     def _table(self, step: Step) -> Tensor | None:
         """The angles of the step's positions."""

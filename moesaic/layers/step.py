@@ -7,6 +7,7 @@ from torch import Tensor
 
 from moesaic.core.batch import Batch
 from moesaic.layers.kv_cache import KVCache, TiledCache
+from moesaic.models.spec import QueryTemperature
 
 
 class Step:
@@ -23,9 +24,18 @@ class Step:
             self._made[key] = make(self.batch.positions, inverse, factor)
         return self._made[key]
 
-    def attention_plan(self, plan: Callable[..., Any], cache: KVCache | TiledCache, window: int | None) -> Any:
-        """A backend's plan of the batch for layers with such a cache and window; its own type, for its own use."""
-        key = plan, cache.shape_key, window
+    def temperature(self, make: Callable[..., Any], spec: QueryTemperature) -> Any:
+        """A backend's factors on the batch's queries, `[T, 1]`."""
+        key = make, spec
         if key not in self._made:
-            self._made[key] = plan(self.batch, cache, window)
+            self._made[key] = make(self.batch.positions, spec.scale, spec.period, spec.offset)
+        return self._made[key]
+
+    def attention_plan(
+        self, plan: Callable[..., Any], cache: KVCache | TiledCache, window: int | None, kind: str = "sliding"
+    ) -> Any:
+        """A backend's plan of the batch for layers with such a cache and window; its own type, for its own use."""
+        key = plan, cache.shape_key, window, kind
+        if key not in self._made:
+            self._made[key] = plan(self.batch, cache, window, kind)
         return self._made[key]

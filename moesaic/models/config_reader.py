@@ -36,10 +36,11 @@ class ConfigReader:
     float is asked for, true and false are never numbers. JSON null counts as None, not as an absent key.
     """
 
-    def __init__(self, values: Mapping[str, Any], path: str, prefix: str = "") -> None:
+    def __init__(self, values: Mapping[str, Any], path: str, prefix: str = "", metadata: bool = True) -> None:
         self.path = path
         self._values = values
         self._prefix = prefix
+        self._metadata = METADATA if metadata else frozenset()
         self._known: set[str] = set()
         self._children: list[ConfigReader] = []
 
@@ -53,6 +54,13 @@ class ConfigReader:
     def read(self, kind: Any, key: str, *aliases: str, absent: Any) -> Any:
         """The value of `key`, or `absent`: what the architecture's own config class says of a missing key."""
         return self._get(kind, (key, *aliases), absent)
+
+    def positive(self, key: str, *, absent: int) -> int:
+        """The value of `key`, an integer that must be at least 1, or `absent`."""
+        value = int(self.read(int, key, absent=absent))
+        if value < 1:
+            raise self.error(key, "must be at least 1")
+        return value
 
     def ignore(self, *keys: str) -> None:
         """Keys that change nothing of what is computed."""
@@ -68,14 +76,19 @@ class ConfigReader:
                 f"only {allowed} is"
             )
 
-    def child(self, key: str, *aliases: str) -> "ConfigReader":
-        """A reader of the object under `key` (of an empty one where it is absent or null); `finish` covers it."""
+    def child(self, key: str, *aliases: str, metadata: bool = False, **instead: Any) -> "ConfigReader":
+        """A reader of the object under `key` (of an empty one where it is absent or null); `finish` covers it.
+
+        Args:
+            metadata: it is a model's config of its own, and may hold what says nothing about the computation.
+            instead: values that count whatever the object has under these keys.
+        """
         given = [k for k in (key, *aliases) if self._values.get(k) is not None]
         if len(given) > 1:
             raise ConfigError(f"{self.path}: {' and '.join(given)} name the same thing; keep one of them")
         self.ignore(key, *aliases)
         values = self.require(dict, given[0]) if given else {}
-        child = ConfigReader(values, self.path, f"{self._prefix}{given[0] if given else key}.")
+        child = ConfigReader({**values, **instead}, self.path, f"{self._prefix}{given[0] if given else key}.", metadata)
         self._children.append(child)
         return child
 
@@ -86,11 +99,15 @@ class ConfigReader:
     def finish(self) -> None:
         """Raise UnsupportedError for all keys that nobody asked for: they may change what the model computes."""
         self._refuse_quantized()
-        lines = [line for reader in (self, *self._children) for line in reader._untouched()]
+        lines = [line for reader in self._readers() for line in reader._untouched()]
         if lines:
             raise UnsupportedError(
                 f"{self.path}: not understood, and might change what the model computes:\n  " + "\n  ".join(lines)
             )
+
+    def _readers(self) -> "list[ConfigReader]":
+        """This one and all under it."""
+        return [self, *(reader for child in self._children for reader in child._readers())]
 
     def _refuse_quantized(self) -> None:
         quantization = self._values.get("quantization_config")
@@ -103,7 +120,7 @@ class ConfigReader:
     def _untouched(self) -> list[str]:
         lines = []
         for key in self._values:
-            if key in self._known or (not self._prefix and key in METADATA):
+            if key in self._known or key in self._metadata:
                 continue
             close = nearest(key, self._known)
             hint = f" (nearest understood key: {close[0]})" if close else ""

@@ -67,13 +67,14 @@ class Case:
             table_rows_host=order.tolist() if indirect else list(range(len(parts))),
         )
 
-    def attend(self, parts, window=None, indirect=False, module=cpu, **options):
+    def attend(self, parts, window=None, kind="sliding", indirect=False, module=cpu, **options):
         """The output for these rows."""
         batch = self.batch(parts, indirect)
         query = torch.cat([self.queries[s][start:end] for s, start, end in parts])
         cache = self.cache if module is cpu else self.expected
         scale = 1.2 * self.spec.head_dim**-0.5
-        return module.paged_attention(query, cache, module.plan_attention(batch, cache, window), scale, **options)
+        plan = module.plan_attention(batch, cache, window, kind)
+        return module.paged_attention(query, cache, plan, scale, **options)
 
     def compare(self, parts, isa, **options):
         out, expected = (self.attend(parts, module=module, **options) for module in (cpu, oracle))
@@ -120,6 +121,20 @@ def test_head_counts(isa, heads, kv_heads):
 @pytest.mark.parametrize("block_size", [4, 16])
 def test_windows(isa, window, block_size):
     Case(spec_of(), block_size, LENS, heads=6).compare(MIX, isa, window=window)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 15, 64, 100, 1000])
+@pytest.mark.parametrize("block_size", [4, 16])
+def test_chunks_of_positions(isa, chunk, block_size):
+    Case(spec_of(), block_size, LENS, heads=6).compare(MIX, isa, window=chunk, kind="chunked")
+
+
+def test_query_temperature(isa):
+    positions = torch.arange(50)
+    for offset in (0, 1):
+        ours, expected = (m.query_temperature(positions, 0.3, 7, offset) for m in (cpu, oracle))
+        torch.testing.assert_close(ours, expected)
+    assert ours.shape == (50, 1) and ours[5] == 1 and ours[6] > 1
 
 
 @pytest.mark.parametrize("kind", KINDS)

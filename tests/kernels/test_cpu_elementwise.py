@@ -23,7 +23,7 @@ def test_mix(size):
         torch.testing.assert_close(cpu.mix(x, *options), oracle.mix(x, *options), **CLOSE)
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "softplus"])
+@pytest.mark.parametrize("kind", ["sigmoid", "softplus", "identity"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_apply_gate(size, kind):
     rows, cols = size

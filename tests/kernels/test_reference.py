@@ -141,7 +141,7 @@ def paged_case(query_lens, seq_lens, heads=6, kv_heads=2, dim=8, poison=torch.na
     return batch, torch.randn(sum(query_lens), heads, dim), key, value, contents
 
 
-def naive_attention(batch, query, contents, window, scale):
+def naive_attention(batch, query, contents, window, scale, kind="sliding"):
     """One token and one head at a time, in fp64."""
     out, row = torch.empty_like(query), 0
     group = query.shape[1] // contents[0][0].shape[1]
@@ -149,6 +149,8 @@ def naive_attention(batch, query, contents, window, scale):
         for _ in range(batch.query_lens_host[s]):
             position = int(batch.positions[row])
             first = max(0, position - window + 1) if window else 0
+            if kind == "chunked":
+                first = position - position % window
             for head in range(query.shape[1]):
                 keys, values = (x[first : position + 1, head // group].double() for x in (k, v))
                 weights = torch.softmax(keys @ query[row, head].double() * scale, 0)
@@ -157,6 +159,7 @@ def naive_attention(batch, query, contents, window, scale):
     return out
 
 
+KINDS = ("sliding", "chunked")
 MIXES = {
     "one token": ([1], [1]),
     "one decode": ([1], [13]),
@@ -169,17 +172,18 @@ MIXES = {
 
 
 @pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("window", [None, 1, 3, 5, 100])
+@pytest.mark.parametrize(("window", "kind"), [(n, k) for n in (1, 3, 5, 100) for k in KINDS] + [(None, "sliding")])
 @pytest.mark.parametrize("limits", ["usual", "small"])
-def test_paged_attention(mix, window, limits, monkeypatch):
+def test_paged_attention(mix, window, kind, limits, monkeypatch):
     if limits == "small":  # queries in pieces, sequences one by one
         monkeypatch.setattr(reference_attention, "SCORE_ELEMENTS", 300)
         monkeypatch.setattr(reference_attention, "LEAST_ROWS", 1)
         monkeypatch.setattr(reference_attention, "GROUP_BYTES", 0)
     batch, query, key, value, contents = paged_case(*MIXES[mix])
     cache = KVCache(key, value)
-    out = paged_attention(query, cache, plan_attention(batch, cache, window), 0.4)
-    torch.testing.assert_close(out, naive_attention(batch, query, contents, window, 0.4), rtol=1e-4, atol=1e-5)
+    out = paged_attention(query, cache, plan_attention(batch, cache, window, kind), 0.4)
+    expected = naive_attention(batch, query, contents, window, 0.4, kind)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (8, 1), (6, 3)])

@@ -48,6 +48,16 @@ def router(**changes):
     return mutate
 
 
+def moe(**changes):
+    """Change the experts of every layer."""
+
+    def mutate(model):
+        for layer in model.layers:
+            layer.mlp.spec = replace(layer.mlp.spec, **changes)
+
+    return mutate
+
+
 def multipliers(**changes):
     """Change the model's multipliers."""
 
@@ -98,6 +108,10 @@ CASES = {
     "granitemoe: embedding multiplier": ("granitemoe", {}, multipliers(embedding=1.0)),
     "granitemoe: residual multiplier": ("granitemoe", {}, multipliers(residual=1.0)),
     "granitemoe: logits multiplier": ("granitemoe", {}, multipliers(logits=1.0)),
+    "llama4: chunks taken for windows": ("llama4_text", {}, attention(window_kind="sliding")),
+    "llama4: norm of queries and keys forgotten": ("llama4_text", {}, attention(qk_norm=None)),
+    "llama4: temperature forgotten": ("llama4_text", {}, attention(temperature=None)),
+    "llama4: weights on what experts give": ("llama4_text", {}, moe(weight_on_input=False)),
     "llama: rope llama3 forgotten": ("llama", {"rope_parameters": LLAMA3}, rope(scaling=None)),
     "llama: rope yarn forgotten": ("llama", {"rope_parameters": YARN}, rope(scaling=None)),
 }

@@ -2,7 +2,7 @@
 
 import pytest
 
-from moesaic.core.errors import ConfigError, UnsupportedError
+from moesaic.core.errors import ConfigError, MoesaicError, UnsupportedError
 from moesaic.models.archs import glm4_moe
 from moesaic.models.load import spec_of
 from moesaic.models.spec import DenseSpec, MoESpec
@@ -98,6 +98,22 @@ def test_positions_of_gpt_oss_are_not_guessed_at():
 def test_a_window_of_nothing_is_refused(model_type):
     with pytest.raises(ConfigError, match="sliding_window = 0: must be at least 1"):
         spec(model_type=model_type, sliding_window=0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("attention_chunk_size", 0, "attention_chunk_size = 0: must be at least 1"),
+        ("interleave_moe_layer_step", 0, "interleave_moe_layer_step = 0: must be at least 1"),
+        ("no_rope_layers", [1, 0], "has 2 entries for 4 layers"),
+        ("layer_types", ["sliding_attention"] * 4, "kind of layer in layer_types"),
+    ],
+)
+def test_layers_of_llama4_that_make_no_sense_are_refused(key, value, says):
+    config = {"model_type": "llama4_text", "intermediate_size_mlp": 96}
+    assert spec(**config).layers[0].attention.window_kind == "chunked"
+    with pytest.raises(MoesaicError, match=says):
+        spec(**config, **{key: value})
 
 
 def test_layers_for_speculation_are_not_needed():

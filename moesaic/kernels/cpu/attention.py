@@ -16,6 +16,7 @@ from moesaic.kernels.cpu.arena import allocate
 from moesaic.kernels.cpu.calls import Kernel, pointer
 from moesaic.kernels.cpu.library import library
 from moesaic.kernels.kv_cache import KVCacheSpec
+from moesaic.kernels.reference_attention import WindowKind
 
 __all__ = [
     "TiledCache",
@@ -23,6 +24,7 @@ __all__ = [
     "paged_attention",
     "plan_attention",
     "prepare_qkv",
+    "query_temperature",
     "refuses",
     "rope_table",
     "rotate",
@@ -107,10 +109,25 @@ class Attend(ctypes.Structure):
         ("heads", ctypes.c_int32),
         ("scale", ctypes.c_float),
         ("softcap", ctypes.c_float),
+        ("chunked", ctypes.c_int32),
+    )
+
+
+class Temperature(ctypes.Structure):
+    """`moesaic_query_temperature_args`."""
+
+    _fields_ = (
+        ("rows", ctypes.c_void_p),
+        ("positions", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("period", ctypes.c_int64),
+        ("offset", ctypes.c_int64),
+        ("scale", ctypes.c_float),
     )
 
 
 _ROPE_TABLE, _PREPARE, _ATTEND = Kernel("rope_table"), Kernel("prepare_qkv"), Kernel("paged_attention")
+_TEMPERATURE = Kernel("query_temperature")
 
 
 @dataclass(eq=False)
@@ -191,6 +208,16 @@ def rope_table(positions: Tensor, inverse: Tensor, factor: float = 1.0) -> Tenso
         RopeTable(
             ctypes.addressof(rows), pointer(positions, torch.int64), pointer(inverse), out.data_ptr(), half, factor
         )
+    )
+    return out
+
+
+def query_temperature(positions: Tensor, scale: float, period: int, offset: int = 0) -> Tensor:
+    """`1 + scale * log(1 + floor((position + offset) / period))`: `[T]` int64 -> `[T, 1]`."""
+    out = torch.empty(positions.shape[0], 1)
+    rows = ctypes.c_int64(positions.shape[0])
+    _TEMPERATURE(
+        Temperature(ctypes.addressof(rows), pointer(positions, torch.int64), out.data_ptr(), period, offset, scale)
     )
     return out
 
@@ -317,6 +344,7 @@ class AttentionPlan:
 
     batch: Batch
     window: int | None
+    kind: WindowKind
     num_seqs: ctypes.c_int64
     num_tokens: int
     query_start: int | None
@@ -326,7 +354,7 @@ class AttentionPlan:
     table_rows: int | None
 
 
-def plan_attention(batch: Batch, cache: TiledCache, window: int | None) -> AttentionPlan:
+def plan_attention(batch: Batch, cache: TiledCache, window: int | None, kind: WindowKind = "sliding") -> AttentionPlan:
     """What all layers with this window share in a step."""
     tables = batch.block_tables
     if tables.dtype is not torch.int64 or tables.stride(1) != 1:
@@ -334,6 +362,7 @@ def plan_attention(batch: Batch, cache: TiledCache, window: int | None) -> Atten
     return AttentionPlan(
         batch,
         window,
+        kind,
         ctypes.c_int64(batch.seq_lens.shape[0]),
         batch.num_tokens,
         pointer(batch.query_start, torch.int64),
@@ -380,6 +409,7 @@ def paged_attention(
         heads,
         scale,
         softcap or 0.0,
+        plan.kind == "chunked",
     )
     _ATTEND(arguments)
     return out

@@ -5,7 +5,15 @@ Activations are fp32 in all of it (docs/cpu-backend.md).
 
 from collections.abc import Callable
 
-from moesaic.kernels.cpu.attention import paged_attention, plan_attention, prepare_qkv, rope_table, rotate, write_kv
+from moesaic.kernels.cpu.attention import (
+    paged_attention,
+    plan_attention,
+    prepare_qkv,
+    query_temperature,
+    rope_table,
+    rotate,
+    write_kv,
+)
 from moesaic.kernels.cpu.elementwise import apply_gate, mix, softcap
 from moesaic.kernels.cpu.library import Unavailable, isa
 from moesaic.kernels.cpu.matmul import ACTIVATIONS, activated_linear, fused_moe, gated_linear, linear
@@ -30,6 +38,7 @@ __all__ = [
     "paged_attention",
     "plan_attention",
     "prepare_qkv",
+    "query_temperature",
     "rms_norm",
     "rope_table",
     "rotate",

@@ -51,7 +51,7 @@ class SoftcapArguments(ctypes.Structure):
     )
 
 
-GATES = {"sigmoid": 0, "softplus": 1}
+GATES = {"sigmoid": 0, "softplus": 1, "identity": 2}
 
 _mix, _apply_gate, _softcap = Kernel("mix"), Kernel("apply_gate"), Kernel("softcap")
 

@@ -33,7 +33,11 @@ def spec(c: ConfigReader) -> ModelSpec:
     )
     act = activation(c, "hidden_activation", absent="gelu_pytorch_tanh")
     ffn = DenseSpec(intermediate_size=c.require(int, "intermediate_size"), activation=act)
-    sizes = windows(c, c.read(int | None, "sliding_window", "sliding_window_size", absent=4096), sliding=lambda layer: layer % 2 == 0)
+    sizes = windows(
+        c,
+        c.read(int | None, "sliding_window", "sliding_window_size", absent=4096),
+        sliding=lambda layer: layer % 2 == 0,
+    )
     return decoder(
         c,
         [LayerSpec(attention=replace(attention, window=w), ffn=ffn, norms="sandwich") for w in sizes],

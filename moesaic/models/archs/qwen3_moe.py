@@ -30,9 +30,7 @@ def spec(c: ConfigReader) -> ModelSpec:
         ),
     )
     c.ignore("intermediate_size")  # read where a layer is dense
-    step = c.read(int, "decoder_sparse_step", absent=1)
-    if step < 1:
-        raise c.error("decoder_sparse_step", "must be at least 1")
+    step = c.positive("decoder_sparse_step", absent=1)
     dense_layers = c.read(list | None, "mlp_only_layers", absent=None) or []
 
     def ffn(layer: int) -> DenseSpec | MoESpec:

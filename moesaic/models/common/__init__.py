@@ -11,6 +11,7 @@ from moesaic.models.common.layers import (
     scaled,
     windows,
 )
+from moesaic.models.common.multimodal import language_model
 from moesaic.models.common.positions import rope, ropes
 from moesaic.models.common.rules import (
     BASE_RULES,
@@ -23,6 +24,8 @@ from moesaic.models.common.rules import (
     MLP_EXPERT_RULES,
     SANDWICH_RULES,
     SHARED_RULES,
+    feed_forward,
+    under,
 )
 
 __all__ = [
@@ -41,13 +44,16 @@ __all__ = [
     "activation",
     "decoder",
     "deepseek_moe",
+    "feed_forward",
     "gqa",
     "kinds_and_windows",
     "kinds_of_layers",
+    "language_model",
     "num_layers",
     "rope",
     "ropes",
     "scaled",
     "shared_experts",
+    "under",
     "windows",
 ]

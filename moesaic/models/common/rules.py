@@ -1,6 +1,20 @@
 """Rules for the usual names of tensors."""
 
-from moesaic.weights.rules import Rule, experts, fused_experts, ignore, rename, tied
+from collections.abc import Iterable
+from dataclasses import replace
+
+from moesaic.weights.rules import AnyRule, Rule, experts, fused_experts, ignore, rename, tied
+
+
+def under(prefix: str, rules: Iterable[AnyRule], instead_of: str = "") -> list[AnyRule]:
+    """The same rules for a checkpoint whose names begin with `prefix`, in place of `instead_of` where they have it."""
+    return [replace(rule, source=prefix + rule.source.removeprefix(instead_of)) for rule in rules]
+
+
+def feed_forward(source: str, target: str) -> list[Rule]:
+    """The three projections of a gated feed-forward, by their usual names."""
+    return [rename(f"{source}.{part}_proj.{{p}}", f"{target}.{part}.{{p}}") for part in ("gate", "up", "down")]
+
 
 BASE_RULES = [  # all but the layers' norms and their feed-forward
     rename("model.embed_tokens.weight", "embed.weight"),
@@ -20,11 +34,8 @@ DECODER_RULES = [
     rename("model.layers.{l}.input_layernorm.weight", "layers.{l}.attention_norm.weight"),
     rename("model.layers.{l}.post_attention_layernorm.weight", "layers.{l}.ffn_norm.weight"),
 ]
-DENSE_RULES = [
-    rename(f"model.layers.{{l}}.mlp.{part}_proj.{{p}}", f"layers.{{l}}.mlp.{part}.{{p}}")
-    for part in ("gate", "up", "down")
-]
 MLP = "model.layers.{l}.mlp"
+DENSE_RULES = feed_forward(MLP, "layers.{l}.mlp")
 MLP_EXPERT_RULES = [  # one tensor an expert, or all of a layer stacked: save_pretrained has written both
     rename(f"{MLP}.gate.weight", "layers.{l}.mlp.router.weight"),
     *experts(f"{MLP}.experts.{{e}}", gate="gate_proj", up="up_proj", down="down_proj"),
@@ -46,9 +57,9 @@ CORRECTION_RULES = [  # it has been the router's, and the block's
     rename(f"{MLP}.e_score_correction_bias", "layers.{l}.mlp.router.correction"),
 ]
 SHARED_RULES = [
-    rename(f"{MLP}.{name}.{part}_proj.{{p}}", f"layers.{{l}}.mlp.shared.{part}.{{p}}")
+    rule
     for name in ("shared_experts", "shared_expert", "shared_mlp")
-    for part in ("gate", "up", "down")
+    for rule in feed_forward(f"{MLP}.{name}", "layers.{l}.mlp.shared")
 ] + [rename(f"{MLP}.shared_expert_gate.weight", "layers.{l}.mlp.shared_gate.weight")]
 DEEPSEEK_RULES = [*DECODER_RULES, *DENSE_RULES, *MLP_EXPERT_RULES, *CORRECTION_RULES, *SHARED_RULES]
 SANDWICH_RULES = [

@@ -7,7 +7,7 @@ needs it; a choice has a name rather than a flag.
 from moesaic.models.spec.attention import AttentionSpec
 from moesaic.models.spec.feed_forward import Activation, DenseSpec, MoESpec, RouterSpec, SharedSpec
 from moesaic.models.spec.model import LayerSpec, MixerSpec, ModelSpec, Multipliers, NormSpec
-from moesaic.models.spec.positions import LinearScaling, Llama3Scaling, RopeSpec, YarnScaling
+from moesaic.models.spec.positions import LinearScaling, Llama3Scaling, QueryTemperature, RopeSpec, YarnScaling
 
 __all__ = [
     "Activation",
@@ -21,6 +21,7 @@ __all__ = [
     "ModelSpec",
     "Multipliers",
     "NormSpec",
+    "QueryTemperature",
     "RopeSpec",
     "RouterSpec",
     "SharedSpec",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moesaic.models.spec.checks import require_positive
-from moesaic.models.spec.positions import RopeSpec
+from moesaic.models.spec.positions import QueryTemperature, RopeSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,10 +14,14 @@ class AttentionSpec:
     Attributes:
         scale: of the scores, before the softmax.
         qkv_bias, output_bias: whether these projections add one.
-        qk_norm: norm of queries and keys, per "head" or over all heads together ("full").
+        qk_norm: norm of queries and keys, per "head" or over all heads together ("full"); "unit" is per head, without
+            a learned weight.
         qk_norm_last: after rope rather than before.
         clip_qkv: bound of the absolute value of queries, keys and values, after a norm that comes first.
         window: a token sees this many tokens, itself included; None for all before it.
+        window_kind: "sliding": the last ones; "chunked": those of its own chunk, positions being cut at multiples of
+            the window.
+        temperature: what queries grow by with their position.
         rope: None where positions do not show.
         softcap: scores become `softcap * tanh(score / softcap)`.
         sinks: each head has a learned logit that takes weight and gives nothing.
@@ -32,10 +36,12 @@ class AttentionSpec:
     rope: RopeSpec | None
     qkv_bias: bool = False
     output_bias: bool = False
-    qk_norm: Literal["head", "full"] | None = None
+    qk_norm: Literal["head", "full", "unit"] | None = None
     qk_norm_last: bool = False
     clip_qkv: float | None = None
     window: int | None = None
+    window_kind: Literal["sliding", "chunked"] = "sliding"
+    temperature: QueryTemperature | None = None
     softcap: float | None = None
     sinks: bool = False
     value_dim: int | None = None
@@ -68,5 +74,6 @@ class AttentionSpec:
         """Weights and biases of this attention."""
         qkv = self.q_size + self.kv_size + self.value_size
         biases = qkv * self.qkv_bias + hidden_size * self.output_bias
-        norms = {None: 0, "head": 2 * self.head_dim, "full": self.q_size + self.kv_size}[self.qk_norm]
+        norm_sizes = {"head": 2 * self.head_dim, "full": self.q_size + self.kv_size}
+        norms = norm_sizes.get(self.qk_norm or "", 0)
         return hidden_size * (qkv + self.mixed_size) + biases + norms + self.num_heads * self.sinks

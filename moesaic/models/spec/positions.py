@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from moesaic.models.spec.checks import require_positive
+
 
 @dataclass(frozen=True, kw_only=True)
 class Llama3Scaling:
@@ -35,6 +37,19 @@ class YarnScaling:
     beta_fast: float
     beta_slow: float
     truncate: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryTemperature:
+    """Queries are multiplied by `1 + scale * log(1 + floor((position + offset) / period))`, so that attention stays
+    sharp over long sequences (Nakanishi 2025, https://huggingface.co/papers/2501.19399)."""
+
+    scale: float
+    period: int
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "period")
 
 
 @dataclass(frozen=True, kw_only=True)
