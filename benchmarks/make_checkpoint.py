@@ -35,6 +35,48 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    # the other families of the engine's first days, as small
+    "mixtral-mini": (
+        "mixtral",
+        {
+            "vocab_size": 32000,
+            "hidden_size": 1024,
+            "intermediate_size": 1792,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 4,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "olmoe-mini": (
+        "olmoe",
+        {
+            "vocab_size": 32000,
+            "hidden_size": 1024,
+            "intermediate_size": 512,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "num_experts": 32,
+            "num_experts_per_tok": 8,
+            "norm_topk_prob": False,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "llama-mini": (
+        "llama",
+        {
+            "vocab_size": 32000,
+            "hidden_size": 1024,
+            "intermediate_size": 2816,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 4,
+            "tie_word_embeddings": False,
+        },
+    ),
     # granite-3.0-1b-a400m
     "granite-1b-a400m": (
         "granitemoe",
