@@ -53,6 +53,7 @@ class CacheConfig:
         memory_utilization: share of the device's memory that weights and KV may take together; None to choose it when
             the weights are there.
         dtype: what keys and values are kept in; None for the model's.
+        state_checkpoint_interval: tokens between copies of recurrent state, a multiple of block_size.
     """
 
     block_size: int
@@ -60,6 +61,7 @@ class CacheConfig:
     memory_utilization: float | None
     enable_prefix_caching: bool
     dtype: KVCacheDType | None = None
+    state_checkpoint_interval: int = 512
 
 
 @dataclass(frozen=True, kw_only=True)

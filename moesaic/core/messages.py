@@ -15,6 +15,7 @@ class EngineInfo(msgspec.Struct, kw_only=True):
         names: what clients may call the model, the first is canonical.
         eos_token_ids: of the model's generation config or config.
         num_blocks, block_size: the KV cache; a sequence needs ceil(tokens / block_size) blocks.
+        num_state_slots: places for recurrent state, one a running sequence; 0 for models without any.
         description: one line for people (architecture, parameters, dtype, device).
     """
 
@@ -27,6 +28,7 @@ class EngineInfo(msgspec.Struct, kw_only=True):
     eos_token_ids: list[int]
     num_blocks: int
     block_size: int
+    num_state_slots: int = 0
     dtype: str
     device: str
     seed: int
@@ -40,6 +42,9 @@ class EngineStats(msgspec.Struct, array_like=True):
     num_waiting: int = 0
     kv_blocks_used: int = 0
     kv_blocks_total: int = 0
+    state_slots_used: int = 0  # of recurrent state, that sequences hold
+    state_checkpoints: int = 0  # slots with a state that a later prompt may find
+    state_slots_total: int = 0
     preemptions_total: int = 0
     prefix_queries_total: int = 0  # prompt tokens looked up in the prefix cache
     prefix_hits_total: int = 0  # of these, found

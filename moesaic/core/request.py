@@ -51,6 +51,7 @@ class Sequence:
         block_ids: the block table.
         block_hashes: prefix-cache key of each full block, as far as hashed.
         num_committed: leading blocks that were offered to the prefix cache.
+        state_slot: where its recurrent state lies; -1 for none.
         num_cached: prompt tokens that the prefix cache gave at first admission.
         prompt_rows_done: rows of prompt log-probabilities already reported (a preempted one computes them again).
         parent: the sequence of the same request whose prompt blocks this one will share.
@@ -64,6 +65,7 @@ class Sequence:
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     num_committed: int = 0
+    state_slot: int = -1
     num_cached: int | None = None
     prompt_rows_done: int = 0
     parent: "Sequence | None" = None

@@ -12,6 +12,7 @@ class NewSequence(msgspec.Struct, array_like=True):
 
     Attributes:
         prompt_logprobs: how many best tokens to report at each prompt position, or None.
+        state_slot: where its recurrent state lies, -1 for models without any.
     """
 
     seq_id: int
@@ -21,6 +22,7 @@ class NewSequence(msgspec.Struct, array_like=True):
     stop_token_ids: list[int]
     seed: int
     prompt_logprobs: int | None = None
+    state_slot: int = -1
 
 
 class Advance(msgspec.Struct, array_like=True):
@@ -45,11 +47,15 @@ class StepPlan(msgspec.Struct):
         gone: sequences to forget (finished, aborted or preempted), before `new` is read.
         new: sequences to learn, before `advance` is read.
         advance: the batch, in order.
+        restores, saves: recurrent state to copy from slot to slot (source, target), in order, before the step (to new
+            sequences) and after it (from sequences to checkpoints).
     """
 
     gone: list[int]
     new: list[NewSequence]
     advance: list[Advance]
+    restores: list[tuple[int, int]] = []
+    saves: list[tuple[int, int]] = []
 
     @property
     def num_tokens(self) -> int:

@@ -1,29 +1,53 @@
-"""The blocks of each sequence: found in the prefix cache, shared with a parent, grown, committed, freed."""
+"""The blocks and the state slot of each sequence: found in the prefix cache, shared with a parent, grown, committed,
+freed."""
 
 from collections.abc import Iterable
 
 from moesaic.core.request import Sequence
 from moesaic.scheduler.block_pool import BlockPool
 from moesaic.scheduler.prefix_cache import PrefixCache, extend_hashes
+from moesaic.scheduler.state_pool import StatePool
 
 
 class KVManager:
-    """Keeps `seq.block_ids`, `seq.block_hashes` and, on admission, `seq.num_computed`."""
+    """Keeps `seq.block_ids`, `seq.block_hashes`, `seq.state_slot` and, on admission, `seq.num_computed`.
 
-    def __init__(self, num_blocks: int, block_size: int, enable_prefix_caching: bool) -> None:
+    Attributes:
+        states: the slots of recurrent state; None for models that have none.
+    """
+
+    def __init__(
+        self, num_blocks: int, block_size: int, enable_prefix_caching: bool, states: StatePool | None = None
+    ) -> None:
         self.block_size = block_size
+        self.states = states
         self.cache = PrefixCache(enable_prefix_caching)
         self.pool = BlockPool(num_blocks, self.cache)
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a sequence may begin on what another one computed."""
+        return self.states is None or self.states.enabled
 
     def blocks_for(self, num_tokens: int) -> int:
         """How many blocks `num_tokens` tokens take."""
         return -(-num_tokens // self.block_size)
 
     def find_prefix(self, seq: Sequence) -> list[int]:
-        """Blocks that already hold the beginning of a waiting sequence: its parent's, or cached ones.
+        """Blocks that already hold the beginning of a waiting sequence: its parent's, or cached ones; with recurrent
+        layers, as far as there is a state to go on from.
 
         At least one token is left to compute, since its logits are needed. Nothing changes hands yet.
         """
+        if not self.shares_prompts:
+            return []
+        blocks = self._find_blocks(seq)
+        if self.states is None or not blocks:
+            return blocks
+        self._extend_hashes(seq, len(blocks))
+        return blocks[: self.states.longest(seq.block_hashes[: len(blocks)])]
+
+    def _find_blocks(self, seq: Sequence) -> list[int]:
         usable = (len(seq.token_ids) - 1) // self.block_size
         parent = seq.parent
         if parent is not None and parent.block_ids:
@@ -34,8 +58,18 @@ class KVManager:
         self._extend_hashes(seq, usable)
         return self.cache.match(seq.block_hashes[:usable])
 
+    def chunk(self, seq: Sequence, start: int, budget: int) -> int:
+        """How many tokens a sequence may compute from `start` on: up to its length, the budget, and the next position
+        at which its state is saved."""
+        num_tokens = min(len(seq.token_ids) - start, budget)
+        if self.states is None or not self.states.enabled:
+            return num_tokens
+        return min(num_tokens, self.states.tokens_to_boundary(start, seq.prompt_len))
+
     def room_for(self, seq: Sequence, prefix: list[int], num_tokens: int) -> bool:
-        """Whether the blocks for `num_tokens` tokens after `prefix` are free."""
+        """Whether the blocks for `num_tokens` tokens after `prefix` are free, and a slot for the state."""
+        if self.states is not None and not self.states.num_available:
+            return False
         total = self.blocks_for(len(prefix) * self.block_size + num_tokens)
         taken_from_free = sum(1 for block in prefix if self.pool.is_free(block))
         return total - len(prefix) + taken_from_free <= self.pool.num_free
@@ -46,6 +80,8 @@ class KVManager:
         seq.block_ids = list(prefix)
         seq.num_computed = len(prefix) * self.block_size
         seq.num_committed = len(prefix)
+        if self.states is not None:
+            self.states.start(seq, seq.block_hashes[len(prefix) - 1] if prefix else None)
 
     def grow(self, seq: Sequence, num_tokens: int) -> list[int] | None:
         """Make room for `num_tokens` more tokens: the new blocks, or None (and no change) if too few are free."""
@@ -59,8 +95,20 @@ class KVManager:
         seq.block_ids += blocks
         return blocks
 
-    def commit(self, seq: Sequence) -> None:
-        """Offer the blocks that are now full and computed to later prompts."""
+    def save_state(self, seq: Sequence, position: int) -> None:
+        """Have the state after this step saved if the step takes the sequence to a `position` where that is done."""
+        states = self.states
+        if states is not None and states.enabled and states.is_boundary(position, seq.prompt_len):
+            self._extend_hashes(seq, position // self.block_size)
+            states.save(seq, seq.block_hashes[position // self.block_size - 1])
+
+    def commit(self, seq: Sequence, computed: bool) -> None:
+        """Offer the blocks that are now full, and the state that was saved, to later prompts, unless the step that was
+        to fill them failed (not `computed`)."""
+        if self.states is not None:
+            self.states.settle(seq, computed)
+        if not computed:
+            return
         full = seq.num_computed // self.block_size
         if not self.cache.enabled or full <= seq.num_committed:
             return
@@ -77,7 +125,13 @@ class KVManager:
         self.pool.release(seq.block_ids)
         seq.block_ids = []
         seq.num_computed = seq.num_committed = 0
+        if self.states is not None:
+            self.states.release(seq)
 
     def check_integrity(self, sequences: Iterable[Sequence]) -> None:
-        """Prove that reference counts add up to the block tables of `sequences`; raises MoesaicError."""
+        """Prove that reference counts add up to the block tables of `sequences`, and that each state slot is in one
+        place; raises MoesaicError."""
+        sequences = list(sequences)
+        if self.states is not None:
+            self.states.check_integrity(sequences)
         self.pool.check_integrity(seq.block_ids for seq in sequences)

@@ -14,6 +14,7 @@ from moesaic.core.outputs import FinishReason
 from moesaic.core.request import EngineRequest, Sequence, SequenceStatus, SequenceUpdate
 from moesaic.core.step import Advance, NewSequence, Sampled, StepPlan, StepResult
 from moesaic.scheduler.kv_manager import KVManager
+from moesaic.scheduler.state_pool import StatePool
 
 ORDER = attrgetter("order")
 
@@ -23,14 +24,22 @@ class Scheduler:
 
     Both queues are kept in `Sequence.order`: priority, then arrival. When blocks run out, the running sequence
     that is last in that order is preempted: its blocks are freed and it is computed again later.
+
+    Args:
+        num_state_slots: 0 for models without recurrent state; else no more sequences run at once.
     """
 
-    def __init__(self, config: SchedulerConfig, cache: CacheConfig, num_blocks: int) -> None:
+    def __init__(self, config: SchedulerConfig, cache: CacheConfig, num_blocks: int, num_state_slots: int = 0) -> None:
         self.config = config
-        self.kv = KVManager(num_blocks, cache.block_size, cache.enable_prefix_caching)
+        states = None
+        if num_state_slots:
+            states = StatePool(
+                num_state_slots, cache.state_checkpoint_interval, cache.block_size, cache.enable_prefix_caching
+            )
+        self.kv = KVManager(num_blocks, cache.block_size, cache.enable_prefix_caching, states)
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
-        self.stats = EngineStats(kv_blocks_total=num_blocks)
+        self.stats = EngineStats(kv_blocks_total=num_blocks, state_slots_total=num_state_slots)
         self._live: dict[str, list[Sequence]] = {}
         self._by_id: dict[int, Sequence] = {}
         self._next_seq_id = 0
@@ -92,6 +101,8 @@ class Scheduler:
         if self.stats.preemptions_total == preemptions:
             self._admit_waiting(plan, budget)
         plan.gone, self._gone = self._gone, []
+        if self.kv.states is not None:
+            plan.restores, plan.saves = self.kv.states.take_copies()
         return plan
 
     def _advance_running(self, plan: StepPlan, budget: int) -> int:
@@ -105,11 +116,11 @@ class Scheduler:
             if seq.status is not SequenceStatus.RUNNING or budget == 0:
                 break  # it was preempted for one before it, and so was every one after it
             fair = max(1, budget - (len(running) - i - 1))
-            num_tokens = min(len(seq.token_ids) - seq.num_computed, fair)
+            num_tokens = self.kv.chunk(seq, seq.num_computed, fair)
             new_blocks = self._grow(seq, num_tokens)
             if new_blocks is None:
                 break
-            plan.advance.append(_advance(seq, num_tokens, new_blocks))
+            self._advance(plan, seq, num_tokens, new_blocks)
             budget -= num_tokens
         return budget
 
@@ -127,18 +138,24 @@ class Scheduler:
         for seq in list(self.waiting):
             if budget == 0 or len(self.running) >= self.config.max_num_seqs:
                 break
-            if _waits_for_parent(seq):
+            if self._waits_for_parent(seq):
                 continue
             prefix = self.kv.find_prefix(seq)
-            num_tokens = min(len(seq.token_ids) - len(prefix) * self.kv.block_size, budget)
+            num_tokens = self.kv.chunk(seq, len(prefix) * self.kv.block_size, budget)
             if not self.kv.room_for(seq, prefix, num_tokens):
                 break
             self._start(seq, prefix)
             blocks = self.kv.grow(seq, num_tokens)
             assert blocks is not None, "room_for promised them"
             plan.new.append(_introduce(seq))
-            plan.advance.append(_advance(seq, num_tokens, prefix + blocks))
+            self._advance(plan, seq, num_tokens, prefix + blocks)
             budget -= num_tokens
+
+    def _advance(self, plan: StepPlan, seq: Sequence, num_tokens: int, new_blocks: list[int]) -> None:
+        end = seq.num_computed + num_tokens
+        self.kv.save_state(seq, end)
+        samples = end == len(seq.token_ids)
+        plan.advance.append(Advance(seq.seq_id, seq.num_computed, num_tokens, new_blocks, samples))
 
     def _start(self, seq: Sequence, prefix: list[int]) -> None:
         self.waiting.remove(seq)
@@ -154,17 +171,22 @@ class Scheduler:
     def _make_way(self) -> None:
         """Preempt running sequences of lower priority while a waiting one of higher priority cannot start."""
         while self.waiting and self.running:
-            head = next((seq for seq in self.waiting if not _waits_for_parent(seq)), None)
+            head = next((seq for seq in self.waiting if not self._waits_for_parent(seq)), None)
             last = self.running[-1]
             if head is None or head.request.priority >= last.request.priority:
                 return
             prefix = self.kv.find_prefix(head)
-            first_chunk = min(
-                len(head.token_ids) - len(prefix) * self.kv.block_size, self.config.max_num_batched_tokens
-            )
+            first_chunk = self.kv.chunk(head, len(prefix) * self.kv.block_size, self.config.max_num_batched_tokens)
             if len(self.running) < self.config.max_num_seqs and self.kv.room_for(head, prefix, first_chunk):
                 return
             self.preempt(last)
+
+    def _waits_for_parent(self, seq: Sequence) -> bool:
+        """Whether it pays to wait: the parent is computing the prompt that both share."""
+        parent = seq.parent
+        if parent is None or parent.status is not SequenceStatus.RUNNING or not self.kv.shares_prompts:
+            return False
+        return parent.num_computed < parent.prompt_len
 
     def preempt(self, seq: Sequence) -> None:
         """Take the blocks of a running sequence back; it waits, in its old place, to be computed again."""
@@ -181,12 +203,13 @@ class Scheduler:
     def update(self, plan: StepPlan, result: StepResult) -> list[SequenceUpdate]:
         """Append sampled tokens, finish what ended, free its blocks; returns what clients should hear."""
         starts = {}
+        failed = {answer.seq_id for answer in result.sampled if answer.error is not None}
         for item in plan.advance:
             seq = self._by_id[item.seq_id]
             seq.num_computed += item.num_tokens
             starts[item.seq_id] = item.start
             self.stats.computed_tokens_total += item.num_tokens
-            self.kv.commit(seq)
+            self.kv.commit(seq, computed=item.seq_id not in failed)
         return [self._book(self._by_id[s.seq_id], s, starts[s.seq_id]) for s in result.sampled]
 
     def _book(self, seq: Sequence, sampled: Sampled, start: int) -> SequenceUpdate:
@@ -235,10 +258,14 @@ class Scheduler:
         """The counters, with the gauges as they are now."""
         self.stats.num_running, self.stats.num_waiting = len(self.running), len(self.waiting)
         self.stats.kv_blocks_used = self.kv.pool.num_used
+        if self.kv.states is not None:
+            self.stats.state_slots_used = self.kv.states.num_held
+            self.stats.state_checkpoints = self.kv.states.num_checkpoints
         return self.stats
 
     def check_integrity(self) -> None:
-        """Prove that reference counts add up to used blocks, and that no sequence is in two places.
+        """Prove that reference counts add up to used blocks, that state slots are accounted for, and that no sequence is
+        in two places.
 
         Raises:
             MoesaicError: with the first inconsistencies found.
@@ -250,21 +277,10 @@ class Scheduler:
             assert all(seq.status is status for seq in queue)
             assert [seq.order for seq in queue] == sorted(seq.order for seq in queue)
         assert not any(seq.block_ids for seq in self.waiting), "a waiting sequence holds blocks"
+        assert not any(seq.state_slot >= 0 for seq in self.waiting), "a waiting sequence holds a state"
+        assert self.kv.states is None or all(seq.state_slot >= 0 for seq in self.running)
         for seq in self.running:
             assert len(seq.block_ids) == self.kv.blocks_for(seq.num_computed), "a running sequence holds spare blocks"
-
-
-def _waits_for_parent(seq: Sequence) -> bool:
-    """Whether it pays to wait: the parent is computing the prompt that both share."""
-    parent = seq.parent
-    if parent is None or parent.status is not SequenceStatus.RUNNING:
-        return False
-    return parent.num_computed < parent.prompt_len
-
-
-def _advance(seq: Sequence, num_tokens: int, new_blocks: list[int]) -> Advance:
-    samples = seq.num_computed + num_tokens == len(seq.token_ids)
-    return Advance(seq.seq_id, seq.num_computed, num_tokens, new_blocks, samples)
 
 
 def _introduce(seq: Sequence) -> NewSequence:
@@ -277,4 +293,5 @@ def _introduce(seq: Sequence) -> NewSequence:
         stop_token_ids=request.stop_token_ids,
         seed=(request.seed + seq.index) % 2**64,
         prompt_logprobs=request.params.prompt_logprobs if seq.index == 0 else None,
+        state_slot=seq.state_slot,
     )

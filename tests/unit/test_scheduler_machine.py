@@ -1,7 +1,8 @@
 """A hypothesis state machine drives scheduler and block pool, with a worker that checks every plan.
 
 The worker keeps, for each slot of the cache, the whole prefix that a correct engine would have written there, so
-that a wrong block table, a block overwritten while shared, or a false prefix hit shows as a wrong prefix.
+that a wrong block table, a block overwritten while shared, or a false prefix hit shows as a wrong prefix. Slots of
+recurrent state, where the machine has them, hold the prefix that they have seen.
 MOESAIC_LONG=1 runs 1,000 machines of 200 steps; otherwise a sample.
 """
 
@@ -31,22 +32,38 @@ LONG = os.environ.get("MOESAIC_LONG") == "1"
 class CheckingWorker:
     """Executes plans on an imaginary cache and asserts all that a real worker relies on."""
 
-    def __init__(self, scheduler: Scheduler, num_blocks: int, block_size: int) -> None:
+    def __init__(self, scheduler: Scheduler, num_blocks: int, block_size: int, num_state_slots: int) -> None:
         self.scheduler = scheduler
         self.block_size = block_size
         self.slots: list[tuple[str, list[int]] | None] = [None] * (num_blocks * block_size)
         self.tokens: dict[int, list[int]] = {}
         self.blocks: dict[int, list[int]] = {}
+        self.states: list[tuple[str, list[int]] | None] = [None] * num_state_slots
+        self.state_of: dict[int, int] = {}
+        self.hits = 0
 
     def execute(self, plan: StepPlan) -> StepResult:
         for seq_id in plan.gone:
             self.tokens.pop(seq_id, None)
             self.blocks.pop(seq_id, None)
+            self.state_of.pop(seq_id, None)
         for new in plan.new:
             assert new.seq_id not in self.tokens, "a sequence was introduced twice"
             self.tokens[new.seq_id], self.blocks[new.seq_id] = list(new.token_ids), []
+            if self.states:
+                assert new.state_slot not in self.state_of.values(), "a slot has two sequences"
+                self.state_of[new.seq_id] = new.state_slot
         assert len({item.seq_id for item in plan.advance}) == len(plan.advance)
-        return StepResult([Sampled(i.seq_id, self._advance(i)) for i in plan.advance if self._samples(i)], 0.0)
+        self._copy(plan.restores)
+        self.hits += sum(item.start > 0 for item in plan.advance if item.seq_id in {new.seq_id for new in plan.new})
+        sampled = [Sampled(i.seq_id, self._advance(i)) for i in plan.advance if self._samples(i)]
+        self._copy(plan.saves)
+        return StepResult(sampled, 0.0)
+
+    def _copy(self, copies: list[tuple[int, int]]) -> None:
+        for source, target in copies:
+            assert source != target
+            self.states[target] = self.states[source]
 
     def _samples(self, item: Advance) -> bool:
         if not item.samples:
@@ -65,6 +82,11 @@ class CheckingWorker:
             block = blocks[position // self.block_size]
             assert self.scheduler.kv.pool.ref_counts[block] == 1, "a shared block is written"
             self.slots[self._slot(blocks, position)] = (salt, tokens[: position + 1])
+        if self.states:
+            slot = self.state_of[item.seq_id]
+            before = (salt, tokens[: item.start])
+            assert item.start == 0 or self.states[slot] == before, "the state of another prefix, or none"
+            self.states[slot] = (salt, tokens[: item.start + item.num_tokens])
         token = sum(tokens) % 5  # a function of the sequence alone, as a greedy model's would be
         if item.samples:
             tokens.append(token)
@@ -77,20 +99,36 @@ class CheckingWorker:
 class SchedulerMachine(RuleBasedStateMachine):
     """Rules: add, step, abort, preempt; finishing happens by itself."""
 
+    recurrent = False
+
     @initialize(
         num_blocks=st.integers(6, 24),
         block_size=st.sampled_from([1, 2, 4]),
         budget=st.integers(1, 20),
         max_num_seqs=st.integers(1, 6),
         prefix_caching=st.booleans(),
+        state=st.tuples(st.integers(1, 12), st.integers(1, 3)),
     )
-    def start(self, num_blocks: int, block_size: int, budget: int, max_num_seqs: int, prefix_caching: bool) -> None:
+    def start(
+        self,
+        num_blocks: int,
+        block_size: int,
+        budget: int,
+        max_num_seqs: int,
+        prefix_caching: bool,
+        state: tuple[int, int],
+    ) -> None:
+        num_state_slots, blocks_between = state if self.recurrent else (0, 1)
         cache = CacheConfig(
-            block_size=block_size, memory=None, memory_utilization=0.5, enable_prefix_caching=prefix_caching
+            block_size=block_size,
+            memory=None,
+            memory_utilization=0.5,
+            enable_prefix_caching=prefix_caching,
+            state_checkpoint_interval=blocks_between * block_size,
         )
         config = SchedulerConfig(max_num_batched_tokens=budget, max_num_seqs=max_num_seqs)
-        self.scheduler = Scheduler(config, cache, num_blocks)
-        self.worker = CheckingWorker(self.scheduler, num_blocks, block_size)
+        self.scheduler = Scheduler(config, cache, num_blocks, num_state_slots)
+        self.worker = CheckingWorker(self.scheduler, num_blocks, block_size, num_state_slots)
         self.capacity = num_blocks * block_size
         self.budget = budget
         self.expected: dict[tuple[str, int], list[int]] = {}  # what each sequence must generate
@@ -163,10 +201,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert not self.scheduler.has_unfinished and not self.expected, "some sequence never ended"
         self.scheduler.check_integrity()
         assert self.scheduler.kv.pool.num_used == 0
+        assert self.scheduler.kv.states is None or self.scheduler.kv.states.num_held == 0
+
+
+class RecurrentMachine(SchedulerMachine):
+    """The same with slots of recurrent state, fewer or more than sequences."""
+
+    recurrent = True
 
 
 TestScheduler = SchedulerMachine.TestCase
-TestScheduler.settings = settings(
+TestRecurrent = RecurrentMachine.TestCase
+TestScheduler.settings = TestRecurrent.settings = settings(
     max_examples=1000 if LONG else 60,
     stateful_step_count=200 if LONG else 50,
     deadline=None,
