@@ -80,13 +80,19 @@ class EngineArgs:
     max_num_batched_tokens: int = arg(2048, "token budget of one step; longer prompts are computed in chunks")
     block_size: int = arg(16, "tokens a KV-cache block")
     enable_prefix_caching: bool = arg(True, "reuse the KV of a prompt's beginning that was computed before")
+    state_checkpoint_interval: int | None = arg(
+        None,
+        "tokens between the copies of recurrent state that prefix caching keeps, a multiple of --block-size; 512, or "
+        "the next multiple, by default; of no effect on models without recurrent layers",
+        metavar="N",
+    )
     kv_cache_dtype: str = arg(
         "auto",
         "what keys and values are kept in; auto takes --dtype's, int8 is codes with a scale for each token and head",
         choices=("auto", "float32", "bfloat16", "float16", "int8"),
     )
     kv_cache_memory: str | int | None = arg(
-        None, "memory for KV, as 4GiB or bytes; else by the next flag", metavar="SIZE"
+        None, "memory for KV and recurrent state, as 4GiB or bytes; else by the next flag", metavar="SIZE"
     )
     gpu_memory_utilization: float | None = arg(
         None,

@@ -29,7 +29,9 @@ class AsyncEngine:
     def __init__(self, process: EngineProcess, tokenizer: Tokenizer | None) -> None:
         self.info: EngineInfo = process.info
         self.tokenizer = tokenizer
-        self.stats = EngineStats(kv_blocks_total=process.info.num_blocks)
+        self.stats = EngineStats(
+            kv_blocks_total=process.info.num_blocks, state_slots_total=process.info.num_state_slots
+        )
         self.metrics = Metrics(process.info)
         self._process = process
         self._frontend = Frontend(process.info, tokenizer)

@@ -25,6 +25,9 @@ GAUGES = (
     ("num_requests_waiting", "Sequences that wait for a place or for blocks.", "num_waiting"),
     ("kv_blocks_used", "KV-cache blocks that sequences hold.", "kv_blocks_used"),
     ("kv_blocks", "KV-cache blocks in all.", "kv_blocks_total"),
+    ("state_slots_used", "Slots of recurrent state that sequences hold.", "state_slots_used"),
+    ("state_checkpoints", "Slots with recurrent state that a later prompt may start from.", "state_checkpoints"),
+    ("state_slots", "Slots of recurrent state in all; 0 for models without any.", "state_slots_total"),
 )
 COUNTERS = (
     ("preemptions", "Sequences that lost their blocks and were computed again.", "preemptions_total"),

@@ -20,6 +20,7 @@ HUB_SECONDS = 10.0
 BLOCK_SIZE_VARIABLE = "MOESAIC_MOE_BLOCK_SIZE"
 DEFAULT_MOE_BLOCK, MOST_MOE_BLOCK = 64, 1024
 ONE_THREAD_PARAMETERS = 16_000_000
+CHECKPOINT_INTERVAL = 512  # tokens
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 UNITS = {
     "": 1,
@@ -65,6 +66,7 @@ def check_args(args: EngineArgs) -> None:
     if not isinstance(args.seed, int):
         raise ConfigError(f"seed must be a whole number, got {args.seed!r}")
     parse_size(args.kv_cache_memory)
+    checkpoint_interval(args)
     if isinstance(args.quantization_group_size, bool) or args.quantization_group_size not in GROUPS:
         raise ConfigError(
             f"quantization_group_size must be 32, 64, 128, or 0 for a whole row, got {args.quantization_group_size!r}"
@@ -76,6 +78,17 @@ def check_args(args: EngineArgs) -> None:
 def _at_least_one(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def checkpoint_interval(args: EngineArgs) -> int:
+    """Tokens between copies of recurrent state: as said, else 512 in whole blocks. Raises ConfigError."""
+    value, block = args.state_checkpoint_interval, args.block_size
+    if value is None:
+        return -(-CHECKPOINT_INTERVAL // block) * block
+    _at_least_one("state_checkpoint_interval", value)
+    if value % block:
+        raise ConfigError(f"state_checkpoint_interval must be a multiple of block_size, {block}, got {value}")
+    return value
 
 
 def moe_block_size(args: EngineArgs) -> int:
@@ -141,6 +154,7 @@ def resolve(args: EngineArgs) -> Resolved:
             memory=parse_size(args.kv_cache_memory),
             memory_utilization=args.gpu_memory_utilization,
             enable_prefix_caching=args.enable_prefix_caching,
+            state_checkpoint_interval=checkpoint_interval(args),
             dtype=cast(KVCacheDType, args.kv_cache_dtype if args.kv_cache_dtype != "auto" else dtype),
         ),
         scheduler=SchedulerConfig(max_num_batched_tokens=args.max_num_batched_tokens, max_num_seqs=args.max_num_seqs),

@@ -47,8 +47,8 @@ class StateCache:
 
     parts: dict[str, Tensor]
 
-    def copy(self, source: Tensor, target: Tensor) -> None:
-        """Slots `target` `[N]` become copies of slots `source` `[N]` (int64 both; no slot is in both)."""
+    def copy(self, source: int, target: int) -> None:
+        """Slot `target` becomes a copy of slot `source`."""
         for part in self.parts.values():
             part[target] = part[source]
 

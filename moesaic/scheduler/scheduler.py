@@ -264,8 +264,8 @@ class Scheduler:
         return self.stats
 
     def check_integrity(self) -> None:
-        """Prove that reference counts add up to used blocks, that state slots are accounted for, and that no sequence is
-        in two places.
+        """Prove that reference counts add up to used blocks, that each state slot is in one place, and that no sequence
+        is in two.
 
         Raises:
             MoesaicError: with the first inconsistencies found.

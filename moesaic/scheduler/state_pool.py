@@ -2,7 +2,7 @@
 
 A layer with recurrent state keeps one state of a sequence, that after its last token, so a prefix can be taken up only
 where a copy of the state was made. Copies, the checkpoints, are made at absolute multiples of an interval and at the
-last block boundary in the prompt; no chunk crosses such a position, so that the state after the chunk is the checkpoint.
+last block boundary in the prompt. No chunk crosses such a position, so the state after the chunk is the checkpoint.
 """
 
 from collections import OrderedDict
@@ -75,7 +75,7 @@ class StatePool:
         return next((n for n in range(len(hashes), 0, -1) if hashes[n - 1] in self._checkpoints), 0)
 
     def start(self, seq: Sequence, key: bytes | None) -> None:
-        """Give a sequence its slot, with the state of checkpoint `key` in it; the caller has checked `num_available`."""
+        """Give a sequence a slot with the state of checkpoint `key` in it; the caller has checked `num_available`."""
         if key is None:
             seq.state_slot = self._take()
             return

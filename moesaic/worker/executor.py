@@ -5,6 +5,7 @@ import torch
 from moesaic.core.config import EngineConfig
 from moesaic.core.log import get_logger
 from moesaic.core.step import StepPlan, StepResult
+from moesaic.layers.kv_cache import StateSpec
 from moesaic.models.load import load_model
 from moesaic.worker.inputs import SequenceTable
 from moesaic.worker.memory import plan_kv, size_of
@@ -26,17 +27,34 @@ class LocalExecutor:
         self.model = load_model(config.model, config.device, config.cache.block_size, kv_dtype=config.cache.dtype)
         specs = self.model.cache_specs()
         self.kv = plan_kv(config, specs, self.model.weight_bytes(), explicit_len)
-        caches = [spec.allocate(self.kv.num_blocks, config.cache.block_size, config.device) for spec in specs]
+        blocks = self.kv.num_blocks, config.cache.block_size
+        caches = [
+            spec.allocate(self.kv.num_slots, config.device)
+            if isinstance(spec, StateSpec)
+            else spec.allocate(*blocks, config.device)
+            for spec in specs
+        ]
         table = SequenceTable(
-            config.scheduler.max_num_seqs, self.kv.max_model_len, config.cache.block_size, config.device
+            config.scheduler.max_num_seqs,
+            self.kv.max_model_len,
+            config.cache.block_size,
+            config.device,
+            recurrent=self.kv.num_slots > 0,
         )
         self.runner = Runner(self.model, caches, table, replay=not config.enforce_eager)
         logger.info(
-            "KV cache: %d blocks of %d tokens, %s",
-            self.kv.num_blocks,
-            config.cache.block_size,
-            size_of(self.kv.total_bytes),
+            "KV cache: %d blocks of %d tokens, %s", *blocks, size_of(self.kv.num_blocks * self.kv.bytes_per_block)
         )
+        if self.kv.num_slots:
+            running = min(self.kv.num_slots, config.scheduler.max_num_seqs)
+            logger.info(
+                "recurrent state: %d slots of %s, %s; at most %d sequences run at once, %d slots keep checkpoints",
+                self.kv.num_slots,
+                size_of(self.kv.bytes_per_slot),
+                size_of(self.kv.num_slots * self.kv.bytes_per_slot),
+                running,
+                (self.kv.num_slots - running) * config.cache.enable_prefix_caching,
+            )
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Carry out one plan."""

@@ -37,16 +37,22 @@ class SequenceState:
 class SequenceTable:
     """Rows of tokens `[max_num_seqs, max_model_len + 1]` and block ids `[max_num_seqs, max_blocks]`."""
 
-    def __init__(self, max_num_seqs: int, max_model_len: int, block_size: int, device: str) -> None:
+    def __init__(
+        self, max_num_seqs: int, max_model_len: int, block_size: int, device: str, recurrent: bool = False
+    ) -> None:
         self.block_size = block_size
         self.device = device
         # zeros come from untouched pages of the system: rows cost memory only as far as they are used
         self.tokens: IntArray = np.zeros((max_num_seqs, max_model_len + 1), dtype=np.int64)
         self.blocks: IntArray = np.zeros((max_num_seqs, -(-max_model_len // block_size) + 1), dtype=np.int64)
+        # where each row's recurrent state lies; None for models without any
+        self.state_slots: IntArray | None = np.zeros(max_num_seqs, dtype=np.int64) if recurrent else None
         self.sampler = Sampler(self.tokens)
         self.states: dict[int, SequenceState] = {}
         self._free_rows = list(range(max_num_seqs))[::-1]
-        self.singles = SingleTokens(self.blocks, min(max_num_seqs, MOST_REPLAYED)) if device == "cpu" else None
+        self.singles = (
+            SingleTokens(self.blocks, min(max_num_seqs, MOST_REPLAYED), self.state_slots) if device == "cpu" else None
+        )
 
     def apply(self, plan: StepPlan) -> None:
         """Forget, learn, and append blocks, as the plan says."""
@@ -67,6 +73,8 @@ class SequenceTable:
         row = self._free_rows.pop()
         length = len(new.token_ids)
         self.tokens[row, :length] = new.token_ids
+        if self.state_slots is not None:
+            self.state_slots[row] = new.state_slot
         self.sampler.learn(row, new.params, new.seed, new.prompt_len, new.stop_token_ids)
         return SequenceState(row, new.prompt_len, length, 0, new.params, new.prompt_logprobs)
 
@@ -122,14 +130,18 @@ class SequenceTable:
             self._logits_rows(advance, states, query_start),
             table_rows,
         ]
+        if self.state_slots is not None:
+            parts.append(self.state_slots[table_rows])
         if self.device == "cpu":
             tables = torch.from_numpy(self.blocks)
         else:
             width = -(-max(seq_lens) // self.block_size)
-            parts[-1], rows = np.arange(len(rows)), list(range(len(rows)))
+            parts[6], rows = np.arange(len(rows)), list(range(len(rows)))
             tables = torch.from_numpy(self.blocks[table_rows, :width]).to(self.device)
         packed = torch.from_numpy(np.concatenate(parts)).to(self.device)
-        token_ids, position, slots, query_starts, lens, logits_rows, table_row = packed.split([len(p) for p in parts])
+        token_ids, position, slots, query_starts, lens, logits_rows, table_row, *state_slots = packed.split(
+            [len(p) for p in parts]
+        )
         return Batch(
             token_ids=token_ids,
             positions=position,
@@ -143,6 +155,7 @@ class SequenceTable:
             seq_lens_host=seq_lens,
             table_rows_host=rows,
             seq_ids=seq_ids,
+            state_slots=state_slots[0] if state_slots else None,
         )
 
     @staticmethod
@@ -172,11 +185,14 @@ class SingleTokens:
 
     Args:
         blocks: the table of block ids, which is read where it lies.
+        state_slots: of each row of the table; None for models without recurrent state.
     """
 
-    def __init__(self, blocks: IntArray, capacity: int) -> None:
+    def __init__(self, blocks: IntArray, capacity: int, state_slots: IntArray | None = None) -> None:
         self.capacity = capacity
         self._blocks = blocks
+        self._slot_of_row = state_slots
+        self._state_slots = np.zeros(capacity, dtype=np.int64)
         self._inputs: IntArray = np.zeros((5, capacity), dtype=np.int64)
         self._rows = list(self._inputs)
         self._views = [memoryview(row) for row in self._inputs]
@@ -206,6 +222,8 @@ class SingleTokens:
             token_ids[:count] = tokens[row_of, start_of]
             block, offset = np.divmod(start_of, block_size)
             slots[:count] = self._blocks[row_of, block] * block_size + offset
+        if self._slot_of_row is not None:
+            self._state_slots[:count] = self._slot_of_row[rows]
         return self.batch(count)
 
     def batch(self, count: int) -> Batch:
@@ -225,6 +243,7 @@ class SingleTokens:
                 seq_lens_host=[1] * count,
                 table_rows_host=[0] * count,
                 seq_ids=[0] * count,
+                state_slots=None if self._slot_of_row is None else torch.from_numpy(self._state_slots)[:count],
                 replayable=True,
             )
         return self._batches[count]

@@ -12,7 +12,7 @@ from torch import Tensor
 from moesaic.core.batch import Batch
 from moesaic.core.log import get_logger
 from moesaic.kernels.cpu.replay import NotReplayable, Program, record
-from moesaic.layers.kv_cache import KVCache
+from moesaic.layers.kv_cache import Cache
 from moesaic.models.decoder import Decoder
 from moesaic.worker.inputs import SingleTokens
 
@@ -22,12 +22,12 @@ logger = get_logger(__name__)
 class RecordedStep:
     """The recording of a model's decode step over its caches, or none where it cannot be recorded."""
 
-    def __init__(self, model: Decoder, caches: Sequence[KVCache], inputs: SingleTokens) -> None:
+    def __init__(self, model: Decoder, caches: Sequence[Cache], inputs: SingleTokens) -> None:
         self.model = model
         self.capacity = inputs.capacity
         self.program = self._record(caches, inputs)
 
-    def _record(self, caches: Sequence[KVCache], inputs: SingleTokens) -> Program | None:
+    def _record(self, caches: Sequence[Cache], inputs: SingleTokens) -> Program | None:
         batch = inputs.batch(inputs.capacity)
         start = perf_counter()
         try:

@@ -7,7 +7,7 @@ import torch
 
 from moesaic.core.batch import Batch
 from moesaic.core.step import Advance, Sampled, StepPlan, StepResult
-from moesaic.layers.kv_cache import KVCache
+from moesaic.layers.kv_cache import Cache, StateCache
 from moesaic.models.decoder import Decoder
 from moesaic.worker.inputs import SequenceTable, num_prompt_rows
 from moesaic.worker.recorded import RecordedStep
@@ -21,9 +21,10 @@ class Runner:
         replay: record the model's decode step and replay it, where that can be done.
     """
 
-    def __init__(self, model: Decoder, caches: Sequence[KVCache], table: SequenceTable, replay: bool) -> None:
+    def __init__(self, model: Decoder, caches: Sequence[Cache], table: SequenceTable, replay: bool) -> None:
         self.model = model
         self.caches = caches
+        self.states = [cache for cache in caches if isinstance(cache, StateCache)]
         self.table = table
         self.recorded = RecordedStep(model, caches, table.singles) if replay and table.singles is not None else None
 
@@ -34,7 +35,9 @@ class Runner:
             return StepResult([], 0.0)
         batch = self.table.batch(plan.advance)
         start = perf_counter()
+        self._copy_states(plan.restores)
         logits = self._logits(batch)  # [N, V] float32
+        self._copy_states(plan.saves)
         forward_seconds = perf_counter() - start
         prompt_logprobs: dict[int, Sampled] = {}
         if not batch.replayable:  # some row may predict a prompt token, or none
@@ -43,6 +46,12 @@ class Runner:
                 logits = logits[sampling_rows]
         sampled = self._sample([item.seq_id for item in plan.advance if item.samples], logits)
         return StepResult(_merge(plan.advance, sampled, prompt_logprobs), forward_seconds)
+
+    def _copy_states(self, copies: list[tuple[int, int]]) -> None:
+        """From slot to slot in every layer, in order: what one copy leaves, the next may read."""
+        for source, target in copies:
+            for cache in self.states:
+                cache.copy(source, target)
 
     def _logits(self, batch: Batch) -> torch.Tensor:
         """Logits of the rows that the batch asks for."""

@@ -24,6 +24,8 @@ from moesaic.engine.resolve import find_model, parse_size, resolve
         ({"max_num_batched_tokens": 1.5}, "max_num_batched_tokens"),
         ({"gpu_memory_utilization": 1.5}, r"gpu_memory_utilization must be in \(0, 1\]"),
         ({"kv_cache_memory": "lots"}, "kv_cache_memory must be a size such as 4GiB"),
+        ({"state_checkpoint_interval": 100}, "state_checkpoint_interval must be a multiple of block_size, 16, got 100"),
+        ({"state_checkpoint_interval": 0}, "state_checkpoint_interval must be a whole number of at least 1"),
         ({"tensor_parallel_size": 2}, "only 1 works"),
         ({"device": "cuda"}, "no GPU"),
         ({"seed": "x"}, "seed"),

@@ -146,5 +146,5 @@ def test_a_step_that_failed_leaves_nothing_to_find():
 def test_equal_prompts_in_one_step_are_saved_once():
     s = scheduler(slots=8)
     for _ in range(2):
-        s.add(make_request(list(range(16)) + [5], max_tokens=1))
+        s.add(make_request([*range(16), 5], max_tokens=1))
     assert [len(plan.saves) for plan in run(s)] == [1, 0]

@@ -90,7 +90,7 @@ def main(arguments: str, spawned: float) -> None:
     prompts = random_prompts([PROMPT_TOKENS], engine.engine.info.vocab_size, 0)
     run_batch(engine, prompts, SamplingParams(max_tokens=1, ignore_eos=True, **GREEDY))
     end = time.monotonic()
-    blocks = -(-(PROMPT_TOKENS + 1) // engine.engine.info.block_size)
+    kv, blocks = engine.engine.executor.kv, -(-(PROMPT_TOKENS + 1) // engine.engine.info.block_size)
     print(
         as_json(
             Start(
@@ -101,7 +101,7 @@ def main(arguments: str, spawned: float) -> None:
                 first_token=end - ready - (clock.seconds - inside),
                 peak=peak_memory(),
                 weight_bytes=engine.engine.executor.model.weight_bytes(),
-                kv_bytes=blocks * engine.engine.executor.kv.bytes_per_block,
+                kv_bytes=blocks * kv.bytes_per_block + kv.bytes_per_slot,
             )
         ),
         flush=True,

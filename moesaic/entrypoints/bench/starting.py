@@ -49,7 +49,8 @@ class Start:
         weights, kv, other: building and filling the model; allocating its cache; what else the engine does until ready.
         first_token: of a short prompt.
         peak: the most memory that the process held (VmHWM).
-        weight_bytes, kv_bytes: what it holds in the end; of the KV cache, the blocks in use (others are not committed).
+        weight_bytes, kv_bytes: what it holds in the end; of the KV cache, the blocks and the state slot in use (others
+            are not committed).
     """
 
     imports: float
