@@ -1,5 +1,8 @@
 """A Mixture-of-Experts layer: route → dispatch → compute → combine, four calls with typed hand-offs."""
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 
 from moesaic.experts.dispatch import LocalDispatch
@@ -24,7 +27,7 @@ class MoE(Layer):
         super().__init__()
         self.spec = spec
         self.counts = stats.of_layer(index, spec.num_experts)
-        self.router = Router(ctx.under("router"), spec.router, hidden_size, spec.num_experts)
+        self.router = Router(hidden_size, spec.num_experts, spec.router, ctx=ctx.under("router"))
         self.experts = ExpertPages(ctx.under("experts"), spec, hidden_size)
         self.dispatcher = LocalDispatch()
         self._block_size = ctx.moe_block_size
@@ -50,18 +53,7 @@ class MoE(Layer):
 
     def compute(self, tokens: Tensor, routing: Routing) -> Tensor:
         """The weighted sum of what each token's experts make of it, in k order: `[T, H]` -> `[T, H]`."""
-        out: Tensor = self._fused_moe(
-            tokens,
-            routing.ids,
-            routing.weights,
-            self.experts.pages,
-            self.spec.activation,
-            weight_on_input=self.spec.weight_on_input,
-            alpha=self.spec.alpha,
-            limit=self.spec.limit,
-            block_size=self._block_size,
-        )
-        return out
+        return run_experts(self._fused_moe, tokens, routing, self.experts.pages, self.spec, self._block_size)
 
     def with_shared(self, hidden: Tensor, routed: Tensor) -> Tensor:
         """What the routed experts gave, scaled, and what the shared one makes of the same tokens: `[T, H]`."""
@@ -73,3 +65,21 @@ class MoE(Layer):
         gate = self.shared_gate(hidden) if self.shared_gate is not None else None
         out = self._mix(routed, self.shared(hidden), scale * part, part, gate)
         return out
+
+
+def run_experts(
+    fused_moe: Callable[..., Any], tokens: Tensor, routing: Routing, pages: Any, spec: MoESpec, block_size: int
+) -> Tensor:
+    """The weighted sum of what each token's experts make of it, in k order: `[T, H]` -> `[T, H]`."""
+    out: Tensor = fused_moe(
+        tokens,
+        routing.ids,
+        routing.weights,
+        pages,
+        spec.activation,
+        weight_on_input=spec.weight_on_input,
+        alpha=spec.alpha,
+        limit=spec.limit,
+        block_size=block_size,
+    )
+    return out

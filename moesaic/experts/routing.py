@@ -1,10 +1,13 @@
 """Stage 1, route: which experts each token goes to, and with what weight."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from moesaic.layers.base import BuildContext, Layer, NamedViews
+from moesaic.layers.base import BuildContext, NamedViews
+from moesaic.layers.context import LinearMethod, context_of, current_construction
 from moesaic.layers.linear import ReplicatedLinear
 from moesaic.models.spec import RouterSpec
 
@@ -22,45 +25,113 @@ class Routing:
     weights: Tensor
 
 
-class Router(Layer):
+class Router(ReplicatedLinear):
     """Scores every expert for every token, and chooses as a spec says.
+
+    Args:
+        spec: how; a hand-written model may give the fields of RouterSpec one by one instead, as `options`.
 
     Attributes:
         correction: `[E]`, added to the scores for the choice alone, where the spec has one.
+        counts: `[E]`, gain the tokens of each expert, where a hand-written model is asked for them.
     """
 
-    def __init__(self, ctx: BuildContext, spec: RouterSpec, hidden_size: int, num_experts: int) -> None:
-        super().__init__()
-        self.projection = ReplicatedLinear(hidden_size, num_experts, bias=spec.bias, ctx=ctx)
+    counts: Tensor | None = None
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_experts: int,
+        spec: RouterSpec | None = None,
+        *,
+        prefix: str = "",
+        linear_method: LinearMethod = None,
+        ctx: BuildContext | None = None,
+        **options: Any,
+    ) -> None:
+        spec = spec or RouterSpec(**options)
+        if ctx is None:
+            note_router(self, prefix, num_experts, spec.top_k)
+        ctx = context_of(self, ctx, prefix, linear_method, plain=True)
+        super().__init__(hidden_size, num_experts, spec.bias, ctx=ctx)
+        self.spec = spec
         self.correction = ctx.parameter(num_experts) if spec.correction else None
         self._route = ctx.kernel("route")
 
-    def forward(self, hidden: Tensor, spec: RouterSpec, counts: Tensor | None = None) -> Routing:
-        """The experts of each token `[T, H]`; `counts` `[E]` gains the tokens of each."""
-        return self.choose(self.projection(hidden), spec, counts)
+    def forward(self, hidden: Tensor, spec: RouterSpec | None = None, counts: Tensor | None = None) -> Routing:
+        """The experts of each token `[T, H]`.
+
+        Args:
+            spec: instead of the router's own.
+            counts: `[E]`, gain the tokens of each expert; the router's own by default.
+        """
+        return self.choose(self.logits(hidden), spec or self.spec, self.counts if counts is None else counts)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """A number an expert: `[T, H]` -> `[T, E]`."""
+        return super().forward(hidden)
 
     def choose(self, logits: Tensor, spec: RouterSpec, counts: Tensor | None = None) -> Routing:
-        """The same from the experts' logits `[T, E]`."""
-        chosen = self._route(
-            logits,
-            spec.top_k,
-            scoring=spec.scoring,
-            order=spec.order,
-            renormalize=spec.renormalize,
-            bias=self.correction,
-            num_groups=spec.num_groups,
-            top_groups=spec.top_groups,
-            group_score=spec.group_score,
-            masked_score=spec.masked_score,
-            epsilon=spec.epsilon,
-            floor=spec.floor,
-            scale=spec.scale,
-            cap=spec.cap,
-            counts=counts,
-        )
-        return Routing(*chosen)
+        """The experts from their logits `[T, E]`."""
+        return choose_experts(self._route, logits, spec, self.correction, counts)
 
     def named_views(self) -> NamedViews:
-        yield from self.projection.named_views()
+        yield from super().named_views()
         if self.correction is not None:
             yield "correction", self.correction.data
+
+
+class StableRouter(Router):
+    """A router whose logits are clamped to [-limit, limit], so that no expert's score can drown all others'."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_experts: int,
+        spec: RouterSpec | None = None,
+        *,
+        limit: float = 50.0,
+        prefix: str = "",
+        linear_method: LinearMethod = None,
+        ctx: BuildContext | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(hidden_size, num_experts, spec, prefix=prefix, linear_method=linear_method, ctx=ctx, **options)
+        self.limit = limit
+        self._clamp = (ctx or current_construction().ctx).kernel("clamp")
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """A number an expert, within the limit: `[T, H]` -> `[T, E]`."""
+        clamped: Tensor = self._clamp(super().logits(hidden), self.limit)
+        return clamped
+
+
+def choose_experts(
+    route: Callable[..., Any], logits: Tensor, spec: RouterSpec, correction: Tensor | None, counts: Tensor | None
+) -> Routing:
+    """Where tokens go whose experts have these logits `[T, E]`."""
+    chosen = route(
+        logits,
+        spec.top_k,
+        scoring=spec.scoring,
+        order=spec.order,
+        renormalize=spec.renormalize,
+        bias=correction,
+        num_groups=spec.num_groups,
+        top_groups=spec.top_groups,
+        group_score=spec.group_score,
+        masked_score=spec.masked_score,
+        epsilon=spec.epsilon,
+        floor=spec.floor,
+        scale=spec.scale,
+        cap=spec.cap,
+        counts=counts,
+    )
+    return Routing(*chosen)
+
+
+def note_router(layer: Any, prefix: str, num_experts: int, top_k: int) -> None:
+    """Tell the hand-written model being built that this layer routes: what kernels must do, and whom to count for."""
+    construction = current_construction()
+    construction.ask("router", num_experts=num_experts, top_k=top_k)
+    construction.routers.append((prefix, layer, num_experts))

@@ -15,7 +15,8 @@ class ExpertPages(Layer):
     """Experts' weights as kernels read them; a slot for every expert yet, expert e in slot e.
 
     Attributes:
-        slot_of: `[E]` int32, the slot of each logical expert; kernels read it where it lies.
+        slots: the slot of each logical expert.
+        slot_of: the same, `[E]` int32; kernels read it where it lies.
         gate_up, down: plain weights by slot, `[slots, 2I, H]` and `[slots, H, I]`, where such are computed with.
         packed: packed weights by slot, where these are.
     """
@@ -29,7 +30,8 @@ class ExpertPages(Layer):
         self.gated = spec.gated
         inner = spec.intermediate_size * (2 if spec.gated else 1)
         shapes = (inner, hidden_size), (hidden_size, spec.intermediate_size)
-        self.register_buffer("slot_of", torch.arange(spec.num_experts, device=ctx.device, dtype=torch.int32))
+        self.slots = list(range(spec.num_experts))
+        self.register_buffer("slot_of", torch.tensor(self.slots, device=ctx.device, dtype=torch.int32))
         if spec.bias:
             self.gate_up_bias = [ctx.parameter(inner).data for _ in range(spec.num_experts)]
             self.down_bias = [ctx.parameter(hidden_size).data for _ in range(spec.num_experts)]
@@ -52,7 +54,7 @@ class ExpertPages(Layer):
     def named_views(self) -> NamedViews:
         """(`{expert}.gate.weight`, where its page is filled), and so on, for every resident expert."""
         pages = self.pages
-        for expert, slot in enumerate(self.slot_of.tolist()):
+        for expert, slot in enumerate(self.slots):
             wide = pages.gate_up[slot]
             parts = dict(zip(("gate", "up"), gate_and_up(wide), strict=True)) if self.gated else {}
             for part, view in parts.items() or [("up", rows_of(wide, 0, wide.shape[0]))]:

@@ -13,9 +13,17 @@ from moesaic.kernels.reference_attention import (
     rotate,
     write_kv,
 )
-from moesaic.kernels.reference_elementwise import apply_gate, mix, softcap
+from moesaic.kernels.reference_elementwise import apply_gate, clamp, mix, softcap
 from moesaic.kernels.reference_moe import activated_linear, combine, fused_moe, gated_linear, linear
-from moesaic.kernels.reference_norm import add_layer_norm, add_rms_norm, embed, gather_rows, layer_norm, rms_norm
+from moesaic.kernels.reference_norm import (
+    add_layer_norm,
+    add_rms_norm,
+    embed,
+    gather_rows,
+    layer_norm,
+    norm_heads,
+    rms_norm,
+)
 from moesaic.kernels.reference_recurrent import causal_conv
 from moesaic.kernels.reference_router import route
 from moesaic.kernels.registry import Case
@@ -26,6 +34,7 @@ __all__ = [
     "add_rms_norm",
     "apply_gate",
     "causal_conv",
+    "clamp",
     "combine",
     "embed",
     "fused_moe",
@@ -34,6 +43,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "mix",
+    "norm_heads",
     "paged_attention",
     "plan_attention",
     "prepare_qkv",

@@ -144,7 +144,7 @@ def rotate(x: Tensor, table: Tensor, start: int = 0, interleaved: bool = False) 
 
 
 def prepare_qkv(
-    qkv: Tensor,
+    qkv: Tensor | tuple[Tensor, Tensor, Tensor],
     num_heads: int,
     num_kv_heads: int,
     table: Tensor | None,
@@ -161,7 +161,7 @@ def prepare_qkv(
     """What happens between the projection and attention: norm → clip → rotate → write keys and values to the cache.
 
     Args:
-        qkv: `[T, heads * D + kv_heads * (D + Dv)]`, queries, keys, values.
+        qkv: `[T, heads * D + kv_heads * (D + Dv)]`, queries, keys, values; or these three apart.
         table: `[T, R]` of `rope_table`: the first R numbers of a head rotate; None: none does.
         slots: `[T]` int64, where keys and values go.
         cache: written.
@@ -175,7 +175,9 @@ def prepare_qkv(
         The queries, `[T, heads, D]` in qkv's dtype.
     """
     dim, value_dim = cache.key.shape[3], cache.value.shape[3]
-    query, key, value = qkv.split((num_heads * dim, num_kv_heads * dim, num_kv_heads * value_dim), -1)
+    if isinstance(qkv, Tensor):
+        qkv = qkv.split((num_heads * dim, num_kv_heads * dim, num_kv_heads * value_dim), -1)
+    query, key, value = qkv
     if not norm_last:
         query, key = _normed(query, q_norm, eps), _normed(key, k_norm, eps)
     if clip is not None:

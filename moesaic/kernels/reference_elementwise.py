@@ -34,3 +34,8 @@ def apply_gate(x: Tensor, gate: Tensor, kind: Gate = "sigmoid") -> Tensor:
 def softcap(x: Tensor, cap: float) -> Tensor:
     """`cap * tanh(x / cap)`, computed in fp32."""
     return (torch.tanh(x.float() / cap) * cap).to(x.dtype)
+
+
+def clamp(x: Tensor, limit: float) -> Tensor:
+    """Bounded to [-limit, limit]; NaN stays."""
+    return x.clamp(-limit, limit)

@@ -16,6 +16,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (wide * scale).mul_(weight).to(x.dtype)
 
 
+def norm_heads(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`rms_norm` of each head: `[T, heads, D]` or `[T, D]`, `[D]` -> the same shape; rows may lie apart."""
+    return rms_norm(x, weight, eps)
+
+
 @cache
 def _scalar(value: float, device: torch.device) -> Tensor:
     """A number as a tensor, made once."""

@@ -19,10 +19,10 @@ log = get_logger(__name__)
 BACKENDS = {"cpu": "moesaic.kernels.cpu.backend", "reference": "moesaic.kernels.reference"}
 FAMILIES = {
     "matrices": ("embed", "linear", "gated_linear", "activated_linear", "fused_moe"),
-    "attention": ("rope_table", "query_temperature", "prepare_qkv", "plan_attention", "paged_attention"),
+    "attention": ("rope_table", "rotate", "query_temperature", "prepare_qkv", "plan_attention", "paged_attention"),
     "norms": (
         *("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "gather_rows"),
-        *("mix", "apply_gate", "softcap"),
+        *("mix", "apply_gate", "softcap", "clamp", "norm_heads"),
     ),
     "recurrent": ("causal_conv",),
     "router": ("route",),

@@ -1,7 +1,5 @@
 """Grouped-query attention over a paged cache, as its spec says."""
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -9,9 +7,9 @@ from moesaic.layers.base import BuildContext, Layer, NamedViews
 from moesaic.layers.kv_cache import KVCache, KVCacheSpec, TiledCache
 from moesaic.layers.linear import QKVParallelLinear, RowParallelLinear
 from moesaic.layers.norm import Norm
-from moesaic.layers.rope import inverse_frequencies
+from moesaic.layers.rope import shared_frequencies
 from moesaic.layers.step import Step
-from moesaic.models.spec import AttentionSpec, NormSpec, RopeSpec
+from moesaic.models.spec import AttentionSpec, NormSpec
 
 
 class GroupedQueryAttention(Layer):
@@ -48,7 +46,7 @@ class GroupedQueryAttention(Layer):
         ]
         if spec.rope is not None:
             dim = spec.rope.dim or spec.head_dim
-            self.inverse_frequencies, self.rope_factor = _shared_frequencies(spec.rope, dim, ctx.device)
+            self.inverse_frequencies, self.rope_factor = shared_frequencies(spec.rope, dim, ctx.device)
         self._rope_table = ctx.kernel("rope_table")
         self._temperature, self._apply_gate = ctx.kernel("query_temperature"), ctx.kernel("apply_gate")
         self._prepare_qkv = ctx.kernel("prepare_qkv")
@@ -98,10 +96,3 @@ class GroupedQueryAttention(Layer):
             yield name.removeprefix("qkv."), view
         if self.sinks is not None:
             yield "sinks", self.sinks.data
-
-
-@cache
-def _shared_frequencies(spec: RopeSpec, dim: int, device: torch.device) -> tuple[Tensor, float]:
-    """One tensor for all layers with the same spec, so that a step makes one table for them."""
-    inverse, factor = inverse_frequencies(spec, dim)
-    return inverse.to(device), factor

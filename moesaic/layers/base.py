@@ -81,20 +81,41 @@ class BuildContext:
 
 
 class Layer(nn.Module):
-    """A module that can say which canonical parameters it holds, as views of its storage."""
+    """A module that can say which canonical parameters it holds, as views of its storage.
+
+    Attributes:
+        of_experts: the shards of its parameters are experts' (`layers.loading`).
+    """
+
+    of_experts = False
 
     def named_views(self) -> NamedViews:
         """(canonical name, view) of everything that loading must fill; by default, what the sub-layers name."""
         for name, child in self.named_children():
             yield from prefixed(name, child)
 
+    def parameter_parts(self) -> dict[str, dict[str, Any]]:
+        """Parameter -> shard -> where it is filled, as a hand-written model's loading names them: `qkv_proj.weight` in
+        shards q, k and v. Nothing for a layer that consists of others, which say so themselves."""
+        if any(isinstance(child, Layer) for child in self.children()):
+            return {}
+        parts: dict[str, dict[str, Any]] = {}
+        for name, view in self.named_views():
+            shard, _, parameter = name.rpartition(".")
+            parts.setdefault(parameter, {})[shard] = view
+        return parts
+
+    def weight_loader(self, param: nn.Parameter, loaded_weight: Tensor, *shard: Any, **more: Any) -> None:
+        """Fill a parameter of this layer, or one shard of it (once the model is built: `layers.loading.expose`)."""
+        param.weight_loader(param, loaded_weight, *shard, **more)  # type: ignore[attr-defined]
+
     def loaded(self) -> None:
         """Called once, when all that `named_views` named is filled: a layer may bring it into the form it computes
         with."""
 
     def own_weights(self) -> list[Any]:
-        """The parameters, plain or packed, that this layer holds itself."""
-        plain = [weight for weight in self._parameters.values() if weight is not None]
+        """The parameters, plain or packed, that this layer holds itself; not what only stands for such."""
+        plain = [weight for weight in self._parameters.values() if weight is not None and not weight.is_meta]
         return plain + [weight for weight in vars(self).values() if isinstance(weight, PackedMatrix)]
 
     def weight_bytes(self) -> int:

@@ -32,6 +32,7 @@ class Construction:
         attentions: by prefix, in order; each has a cache of its own.
         asked: what the layers ask of kernels, by family of operations: options of `kernels.registry.Case`.
         quantised: some layers may be, by the plan of `ctx.formats`.
+        routers: prefix, layer and number of experts of all that route.
     """
 
     ctx: BuildContext
@@ -39,6 +40,7 @@ class Construction:
     layers: dict[str, Layer] = field(default_factory=dict)
     attentions: dict[str, Any] = field(default_factory=dict)
     asked: dict[str, list[tuple[tuple[str, Any], ...]]] = field(default_factory=dict)
+    routers: list[tuple[str, Any, int]] = field(default_factory=list)
 
     def ask(self, family: str, **options: Any) -> None:
         """Note that a layer needs this of a family of operations."""
@@ -92,9 +94,14 @@ def current_construction() -> Construction:
     return construction
 
 
+def find_running() -> Running | None:
+    """The step that is being computed, if one is."""
+    return _running.get()
+
+
 def current_running() -> Running:
     """The step that is being computed. Raises ConfigError outside of one."""
-    found = _running.get()
+    found = find_running()
     if found is None:
         raise ConfigError(
             "attention was called outside of a step: the engine's runner says which tokens are in the batch and where "

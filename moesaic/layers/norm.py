@@ -1,8 +1,11 @@
 """Normalisation, as its spec says."""
 
+from typing import Any
+
 from torch import Tensor
 
 from moesaic.layers.base import BuildContext, Layer, NamedViews
+from moesaic.layers.context import context_of
 from moesaic.models.spec import NormSpec
 
 
@@ -41,3 +44,23 @@ class Norm(Layer):
     def loaded(self) -> None:
         if self.spec.offset:
             self.weight.data.add_(self.spec.offset)
+
+
+class RMSNorm(Norm):
+    """`x / sqrt(mean(x^2) + eps) * weight` (Zhang and Sennrich 2019), as a hand-written model names it."""
+
+    def __init__(self, hidden_size: int, eps: float = 1e-6, *, prefix: str = "") -> None:
+        ctx = context_of(self, None, prefix, plain=True)
+        super().__init__(ctx, NormSpec(eps=eps), hidden_size)
+        self._norm_heads = ctx.kernel("norm_heads")
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+        """The norm of `[T, size]`; or, with a residual, that of their sum, and the sum.
+
+        Args:
+            x: or `[T, heads, size]`, each head by itself; may be columns of a wider tensor where there is no residual.
+        """
+        if residual is not None:
+            total, normed = self.add(residual, x, 1.0)
+            return normed, total
+        return super().forward(x) if x.dim() == 2 and x.is_contiguous() else self._norm_heads(x, self.weight, self.eps)

@@ -1,11 +1,19 @@
 """Rotary positions: the frequencies that a spec asks for."""
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from moesaic.models.spec import LinearScaling, Llama3Scaling, RopeSpec, YarnScaling
+
+
+@cache
+def shared_frequencies(spec: RopeSpec, dim: int, device: torch.device) -> tuple[Tensor, float]:
+    """One tensor for all layers with the same spec, so that a step makes one table for them."""
+    inverse, factor = inverse_frequencies(spec, dim)
+    return inverse.to(device), factor
 
 
 def inverse_frequencies(spec: RopeSpec, dim: int) -> tuple[Tensor, float]:

@@ -281,3 +281,24 @@ def test_what_cannot_be_served_is_refused(isa):
         cpu.paged_attention(torch.empty(5, 2, 32)[..., ::2], case.cache, plan, 1.0)
     with pytest.raises(ValueError, match="does not turn"):
         cpu.rotate(torch.empty(5, 2, 16), torch.empty(4, 16))
+    with pytest.raises(ValueError, match=r"32 \+ 32 \+ 32 columns"):
+        cpu.prepare_qkv(
+            (torch.empty(5, 32), torch.empty(5, 32), torch.empty(5, 31)), 2, 2, None, case.slots(0, 0, 5), case.cache
+        )
+    with pytest.raises(ValueError, match="dense float32 rows"):
+        cpu.rotate(torch.empty(5, 2, 32)[..., ::2], torch.empty(5, 16))
+
+
+def test_columns_of_a_merged_projection_need_no_copy(isa):
+    case = Case(spec_of(), 16, [7], heads=4)
+    merged, slots, table = torch.randn(7, 128), case.slots(0, 0, 7), oracle.rope_table(torch.arange(7), torch.rand(8))
+    parts = merged.split((64, 32, 32), -1)
+    case.cache.data.zero_()
+    whole = cpu.prepare_qkv(merged, 4, 2, None, slots, case.cache)
+    kept = case.cache.data.clone()
+    case.cache.data.zero_()
+    assert torch.equal(cpu.prepare_qkv(tuple(parts), 4, 2, None, slots, case.cache), whole)
+    assert torch.equal(case.cache.data, kept)
+    heads = parts[1].view(7, 2, 16)
+    assert torch.equal(cpu.rotate(heads, table), cpu.rotate(heads.contiguous(), table))
+    torch.testing.assert_close(cpu.rotate(heads, table), oracle.rotate(heads, table), rtol=1e-5, atol=1e-6)

@@ -11,7 +11,7 @@ from moesaic.models.spec import MoESpec, RouterSpec
 from moesaic.weights.loader import fill_dummy
 
 CONTEXT = BuildContext(torch.device("cpu"), torch.float32)
-route = Router(CONTEXT, RouterSpec(top_k=1), 4, 4).choose
+route = Router(4, 4, RouterSpec(top_k=1), ctx=CONTEXT).choose
 KINDS = [
     RouterSpec(top_k=2),
     RouterSpec(top_k=2, renormalize=True),
@@ -82,7 +82,7 @@ def test_the_layer_is_the_weighted_sum_of_its_experts():
     layer = moe_layer(stats)
     hidden = torch.randn(9, 8, generator=torch.Generator().manual_seed(0))
     out = layer(hidden)
-    routing = route(hidden @ layer.router.projection.weight.T, layer.spec.router)
+    routing = route(hidden @ layer.router.weight.T, layer.spec.router)
     views = dict(layer.named_views())
     for t in range(9):
         expected = torch.zeros(8)

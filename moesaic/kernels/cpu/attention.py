@@ -223,7 +223,7 @@ def query_temperature(positions: Tensor, scale: float, period: int, offset: int 
 
 
 def prepare_qkv(
-    qkv: Tensor,
+    qkv: Tensor | tuple[Tensor, Tensor, Tensor],
     num_heads: int,
     num_kv_heads: int,
     table: Tensor | None,
@@ -237,26 +237,35 @@ def prepare_qkv(
     interleaved: bool = False,
     norm_last: bool = False,
 ) -> Tensor:
-    """`[T, heads * D + kv_heads * (D + Dv)]` fp32 -> queries `[T, heads, D]`; keys and values are in the cache."""
-    spec, num_tokens = cache.spec, qkv.shape[0]
-    query_size, key_size = num_heads * spec.head_dim, num_kv_heads * spec.head_dim
-    width = query_size + key_size + num_kv_heads * spec.value_size
-    if qkv.shape[1] != width or num_kv_heads != spec.num_kv_heads or slots.shape[0] != num_tokens:
+    """`[T, heads * D + kv_heads * (D + Dv)]` fp32, or three parts of it -> queries `[T, heads, D]`; keys and values are
+    in the cache."""
+    spec, num_tokens = cache.spec, slots.shape[0]
+    sizes = num_heads * spec.head_dim, num_kv_heads * spec.head_dim, num_kv_heads * spec.value_size
+    parts = [qkv] if isinstance(qkv, Tensor) else qkv
+    columns = [part.shape[1] for part in parts]
+    expected = [sum(sizes)] if isinstance(qkv, Tensor) else list(sizes)
+    if columns != expected or num_kv_heads != spec.num_kv_heads or any(p.shape[0] != num_tokens for p in parts):
+        wanted = " + ".join(map(str, expected))
         raise ValueError(
-            f"qkv is {list(qkv.shape)}, with {num_kv_heads} KV heads, and slots {list(slots.shape)}; the cache has "
-            f"{spec.num_kv_heads} heads, for which {width} columns are expected"
+            f"qkv is {[list(part.shape) for part in parts]}, with {num_kv_heads} KV heads, and slots "
+            f"{list(slots.shape)}; the cache has {spec.num_kv_heads} heads, for which {wanted} columns are expected"
         )
     out = torch.empty(num_tokens, num_heads, spec.head_dim)
-    address = pointer(qkv) or 0
+    if isinstance(qkv, Tensor):
+        address, width = pointer(qkv) or 0, sum(sizes)
+        places = [(address, width), (address + 4 * sizes[0], width), (address + 4 * (sizes[0] + sizes[1]), width)]
+    else:
+        places = [dense_rows(part) for part in qkv]
+    (query, query_stride), (key, key_stride), (value, value_stride) = places
     rows = ctypes.c_int64(num_tokens)
     arguments = Prepare(
         rows=ctypes.addressof(rows),
-        query=address,
-        key=address + 4 * query_size,
-        value=address + 4 * (query_size + key_size),
-        query_stride=width,
-        key_stride=width,
-        value_stride=width,
+        query=query,
+        key=key,
+        value=value,
+        query_stride=query_stride,
+        key_stride=key_stride,
+        value_stride=value_stride,
         out=out.data_ptr(),
         slots=pointer(slots, torch.int64),
         query_norm=pointer(q_norm),
@@ -274,6 +283,20 @@ def prepare_qkv(
     )
     _PREPARE(arguments)
     return out
+
+
+def dense_rows(x: Tensor) -> tuple[int, int]:
+    """Address of fp32 rows and how far they are apart: `[T, ...]`, perhaps some columns of a wider tensor.
+
+    Raises:
+        ValueError: a row is not contiguous, or x is no fp32 tensor on the CPU.
+    """
+    if x.dtype is not torch.float32 or x.device.type != "cpu" or (x.numel() and not x[:1].is_contiguous()):
+        raise ValueError(
+            f"a kernel needs dense float32 rows on the CPU, got {x.dtype} on {x.device}, shape {list(x.shape)}, "
+            f"strides {list(x.stride())}"
+        )
+    return x.data_ptr(), x.stride(0)
 
 
 def _heads_normed(weight: Tensor | None, dim: int, heads: int) -> int:
@@ -319,12 +342,13 @@ def write_kv(cache: TiledCache, key: Tensor, value: Tensor | None, slots: Tensor
 def rotate(x: Tensor, table: Tensor, start: int = 0, interleaved: bool = False) -> Tensor:
     """Turn pairs of each head: `[T, heads, D]` fp32, `[T, R]` -> `[T, heads, D]`."""
     num_tokens, heads, dim = x.shape
-    out = torch.empty_like(x)
+    out = torch.empty(num_tokens, heads, dim)
+    address, stride = dense_rows(x)
     rows = ctypes.c_int64(num_tokens)
     arguments = Prepare(
         rows=ctypes.addressof(rows),
-        query=pointer(x),
-        query_stride=heads * dim,
+        query=address,
+        query_stride=stride,
         out=out.data_ptr(),
         table=pointer(table),
         cache=Cache(kind=0, block_size=16, heads=1, key_dim=dim, value_dim=dim),

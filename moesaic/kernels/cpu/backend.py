@@ -15,6 +15,7 @@ from moesaic.kernels.cpu.attention import (
     write_kv,
 )
 from moesaic.kernels.cpu.elementwise import apply_gate, mix, softcap
+from moesaic.kernels.cpu.heads import clamp, norm_heads
 from moesaic.kernels.cpu.library import Unavailable, isa
 from moesaic.kernels.cpu.matmul import ACTIVATIONS, activated_linear, fused_moe, gated_linear, linear
 from moesaic.kernels.cpu.norm import add_layer_norm, add_rms_norm, embed, gather_rows, layer_norm, rms_norm
@@ -28,6 +29,7 @@ __all__ = [
     "add_rms_norm",
     "apply_gate",
     "causal_conv",
+    "clamp",
     "embed",
     "fused_moe",
     "gated_linear",
@@ -35,6 +37,7 @@ __all__ = [
     "layer_norm",
     "linear",
     "mix",
+    "norm_heads",
     "paged_attention",
     "plan_attention",
     "prepare_qkv",
