@@ -15,7 +15,10 @@ from tests.families.common import ABSENT, COMMON
 __all__ = ["FAMILIES", "MORE_FAMILIES", "make_tiny", "tiny_config", "tiny_reference"]
 
 WEIGHT_STD = 0.15
-CORRECTIONS = ("e_score_correction_bias",)  # of a router's choice; buffers, which transformers sets to zero
+CORRECTIONS = (
+    "e_score_correction_bias",
+    "expert_bias",
+)  # of a router's choice; buffers, which transformers sets to zero
 
 
 def tiny_config(family: str, *, tie: bool = False, **overrides: Any) -> Any:

@@ -8,9 +8,10 @@ from typing import Any
 
 from moesaic.layers.attention import GroupedQueryAttention
 from moesaic.layers.base import BuildContext, Layer
-from moesaic.models.spec import AttentionSpec, MixerSpec, NormSpec
+from moesaic.layers.short_conv import ShortConv
+from moesaic.models.spec import AttentionSpec, MixerSpec, NormSpec, ShortConvSpec
 
-MIXERS: dict[type[Any], type[Any]] = {AttentionSpec: GroupedQueryAttention}
+MIXERS: dict[type[Any], type[Any]] = {AttentionSpec: GroupedQueryAttention, ShortConvSpec: ShortConv}
 
 
 def build_mixer(ctx: BuildContext, spec: MixerSpec, hidden_size: int, norm: NormSpec) -> Layer:

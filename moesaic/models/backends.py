@@ -5,7 +5,7 @@ import torch
 from moesaic.core.log import get_logger
 from moesaic.kernels.cpu import library
 from moesaic.kernels.registry import Case, choose
-from moesaic.models.spec import LayerSpec, ModelSpec, MoESpec
+from moesaic.models.spec import AttentionSpec, LayerSpec, ModelSpec, MoESpec
 
 log = get_logger(__name__)
 
@@ -36,8 +36,9 @@ def choose_backends(
     ]
     chosen = {"matrices": choose(matrices, wanted)}
     activations = "torch.float32" if chosen["matrices"] == "cpu" else weights
+    mixers = [layer.attention for layer in spec.layers]
     options = {
-        "attention": _unique(_attention_options(layer, block_size) for layer in spec.layers),
+        "attention": _unique(_attention_options(la, block_size) for la in mixers if isinstance(la, AttentionSpec)),
         "norms": [()],
         "recurrent": [()],
         "router": _unique(_router_options(layer.ffn) for layer in spec.layers if isinstance(layer.ffn, MoESpec)),
@@ -56,8 +57,7 @@ def _matrix_options(layer: LayerSpec) -> tuple[tuple[str, object], ...]:
     return (("activation", layer.ffn.activation),)
 
 
-def _attention_options(layer: LayerSpec, block_size: int) -> tuple[tuple[str, object], ...]:
-    a = layer.attention
+def _attention_options(a: AttentionSpec, block_size: int) -> tuple[tuple[str, object], ...]:
     return (
         ("block_size", block_size),
         ("num_heads", a.num_heads),

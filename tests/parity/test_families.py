@@ -70,7 +70,7 @@ def random_streams(lengths=LENGTHS):
 def reference_logits(model, streams):
     """transformers' logits of each stream, computed alone and whole."""
     with torch.no_grad():
-        return {i: model(torch.tensor([tokens])).logits[0] for i, tokens in streams.items()}
+        return {i: model(torch.tensor([tokens]), use_cache=False).logits[0] for i, tokens in streams.items()}
 
 
 SAMPLE = ("mixtral window", "qwen3_moe dense layers", "olmoe clipped", "granitemoe biases", "llama rope yarn")

@@ -8,6 +8,7 @@ from moesaic.models.spec.attention import AttentionSpec
 from moesaic.models.spec.feed_forward import Activation, DenseSpec, MoESpec, RouterSpec, SharedSpec
 from moesaic.models.spec.model import LayerSpec, MixerSpec, ModelSpec, Multipliers, NormSpec
 from moesaic.models.spec.positions import LinearScaling, Llama3Scaling, QueryTemperature, RopeSpec, YarnScaling
+from moesaic.models.spec.recurrent import ShortConvSpec
 
 __all__ = [
     "Activation",
@@ -25,5 +26,6 @@ __all__ = [
     "RopeSpec",
     "RouterSpec",
     "SharedSpec",
+    "ShortConvSpec",
     "YarnScaling",
 ]

@@ -7,6 +7,7 @@ from moesaic.core.errors import ConfigError
 from moesaic.models.spec.attention import AttentionSpec
 from moesaic.models.spec.checks import require_positive
 from moesaic.models.spec.feed_forward import DenseSpec, MoESpec
+from moesaic.models.spec.recurrent import ShortConvSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class NormSpec:
         return size * (1 + self.bias)
 
 
-MixerSpec = AttentionSpec  # what mixes tokens; further kinds join with `|`
+MixerSpec = AttentionSpec | ShortConvSpec  # what mixes tokens; further kinds join with `|`
 
 
 @dataclass(frozen=True, kw_only=True)

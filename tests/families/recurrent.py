@@ -1,0 +1,29 @@
+"""Layers that keep a state of fixed size for each sequence."""
+
+from typing import Any
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "lfm2": {
+        "num_hidden_layers": 4,
+        "layer_types": ["conv", "conv", "full_attention", "conv"],
+        "block_multiple_of": 24,
+        "block_ffn_dim_multiplier": 0.8,
+    },
+    "lfm2_moe": {
+        "num_hidden_layers": 4,
+        "layer_types": ["conv", "full_attention", "conv", "conv"],
+        "num_dense_layers": 1,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 48,
+        "routed_scaling_factor": 1.5,
+    },
+}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lfm2 attention only": ("lfm2", {"layer_types": None}),
+    "lfm2 size as it is": ("lfm2", {"block_auto_adjust_ff_dim": False}),
+    "lfm2_moe biases": ("lfm2_moe", {"conv_bias": True}),
+    "lfm2_moe convolutions only": ("lfm2_moe", {"layer_types": ["conv"] * 4}),
+    "lfm2_moe no correction": ("lfm2_moe", {"use_expert_bias": False, "norm_topk_prob": False}),
+    "lfm2_moe wide": ("lfm2_moe", {"conv_L_cache": 5}),
+}
