@@ -4,13 +4,12 @@
 #include "../abi/recurrent.h"
 
 #include "../common/rows.h"
-#include "../common/team.h"
+#include "sequences.h"
 
 namespace moesaic {
 namespace {
 
 constexpr int64_t BLOCK = 256;   // channels of a unit: its inputs stay in the first cache from token to token
-constexpr int64_t WORK = 16384;  // elements that are worth a thread
 constexpr int MOST = 64;         // the widest
 
 // Where the inputs of a token lie: `taps[k]` for weight k, at the block's first channel.
@@ -56,7 +55,7 @@ void compute(const Unit& u) {
     void (*const convolve_token)(const Unit&, int64_t) =
         u.a.width == 4 ? convolve<4> : u.a.width == 3 ? convolve<3> : convolve<0>;
     for (int64_t token = 0; token < u.count; ++token) convolve_token(u, token);
-    if (u.count > 0) keep(u);
+    keep(u);
 }
 
 }  // namespace
@@ -66,16 +65,11 @@ using namespace moesaic;
 
 void moesaic_causal_conv(const moesaic_causal_conv_args* args) {
     const moesaic_causal_conv_args& a = *args;
-    const int64_t sequences = *a.sequences, blocks = (a.channels + BLOCK - 1) / BLOCK;
-    if (sequences == 0) return;
-    const int64_t grain = WORK / (BLOCK * (*a.rows / sequences + 1)) + 1;
-    parallel_for(sequences * blocks, grain, [&](int64_t begin, int64_t end) {
-        for (int64_t unit = begin; unit < end; ++unit) {
-            const int64_t s = unit / blocks, channel = unit % blocks * BLOCK, first = a.batch.query_start[s];
-            const int64_t count = a.batch.query_start[s + 1] - first;
-            float* state = a.state + a.batch.slots[s] * (a.width - 1) * a.channels + channel;
-            const bool fresh = count > 0 && a.batch.positions[first] == 0;
-            compute({a, channel, std::min(BLOCK, a.channels - channel), first, count, state, fresh});
-        }
+    const int64_t blocks = (a.channels + BLOCK - 1) / BLOCK;
+    each_part(*a.rows, *a.sequences, a.batch, blocks, BLOCK, [&](const Sequence& sequence, int64_t block) {
+        const int64_t channel = block * BLOCK;
+        float* state = a.state + sequence.slot * (a.width - 1) * a.channels + channel;
+        const int64_t size = std::min(BLOCK, a.channels - channel);
+        compute({a, channel, size, sequence.first, sequence.count, state, sequence.fresh});
     });
 }

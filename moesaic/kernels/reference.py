@@ -24,7 +24,14 @@ from moesaic.kernels.reference_norm import (
     norm_heads,
     rms_norm,
 )
-from moesaic.kernels.reference_recurrent import causal_conv
+from moesaic.kernels.reference_recurrent import (
+    causal_conv,
+    gated_delta,
+    gated_norm,
+    linear_attention,
+    selective_scan,
+    ssd_scan,
+)
 from moesaic.kernels.reference_router import route
 from moesaic.kernels.registry import Case
 
@@ -38,10 +45,13 @@ __all__ = [
     "combine",
     "embed",
     "fused_moe",
+    "gated_delta",
     "gated_linear",
+    "gated_norm",
     "gather_rows",
     "layer_norm",
     "linear",
+    "linear_attention",
     "mix",
     "norm_heads",
     "paged_attention",
@@ -52,7 +62,9 @@ __all__ = [
     "rope_table",
     "rotate",
     "route",
+    "selective_scan",
     "softcap",
+    "ssd_scan",
     "supports",
     "write_kv",
 ]

@@ -24,7 +24,7 @@ FAMILIES = {
         *("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "gather_rows"),
         *("mix", "apply_gate", "softcap", "clamp", "norm_heads"),
     ),
-    "recurrent": ("causal_conv",),
+    "recurrent": ("causal_conv", "gated_delta", "gated_norm", "linear_attention", "selective_scan", "ssd_scan"),
     "router": ("route",),
 }
 FAMILY_OF = {op: family for family, ops in FAMILIES.items() for op in ops}

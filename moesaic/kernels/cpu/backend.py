@@ -19,7 +19,14 @@ from moesaic.kernels.cpu.heads import clamp, norm_heads
 from moesaic.kernels.cpu.library import Unavailable, isa
 from moesaic.kernels.cpu.matmul import ACTIVATIONS, activated_linear, fused_moe, gated_linear, linear
 from moesaic.kernels.cpu.norm import add_layer_norm, add_rms_norm, embed, gather_rows, layer_norm, rms_norm
-from moesaic.kernels.cpu.recurrent import causal_conv
+from moesaic.kernels.cpu.recurrent import (
+    causal_conv,
+    gated_delta,
+    gated_norm,
+    linear_attention,
+    selective_scan,
+    ssd_scan,
+)
 from moesaic.kernels.cpu.router import route
 from moesaic.kernels.registry import Case
 
@@ -32,10 +39,13 @@ __all__ = [
     "clamp",
     "embed",
     "fused_moe",
+    "gated_delta",
     "gated_linear",
+    "gated_norm",
     "gather_rows",
     "layer_norm",
     "linear",
+    "linear_attention",
     "mix",
     "norm_heads",
     "paged_attention",
@@ -46,7 +56,9 @@ __all__ = [
     "rope_table",
     "rotate",
     "route",
+    "selective_scan",
     "softcap",
+    "ssd_scan",
     "supports",
     "write_kv",
 ]
