@@ -47,3 +47,14 @@ typedef struct {
 } moesaic_softcap_args;
 
 MOESAIC_API void moesaic_softcap(const moesaic_softcap_args* args);
+
+// out = x + bias
+typedef struct {
+    moesaic_count rows;
+    const float* x;     // [rows, size]
+    const float* bias;  // [size]
+    float* out;         // [rows, size]; may be x
+    int64_t size;
+} moesaic_add_bias_args;
+
+MOESAIC_API void moesaic_add_bias(const moesaic_add_bias_args* args);

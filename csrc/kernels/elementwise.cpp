@@ -74,3 +74,12 @@ void moesaic_softcap(const moesaic_softcap_args* args) {
         });
     });
 }
+
+void moesaic_add_bias(const moesaic_add_bias_args* args) {
+    const moesaic_add_bias_args& b = *args;
+    each_row(*b.rows, b.size, [&](int64_t r) {
+        const float* x = b.x + r * b.size;
+        float* out = b.out + r * b.size;
+        each_vector(b.size, [&](int64_t i, int n) { put(out + i, add(get(x + i, n), get(b.bias + i, n)), n); });
+    });
+}

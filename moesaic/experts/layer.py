@@ -11,6 +11,7 @@ from moesaic.experts.stats import ExpertStats
 from moesaic.experts.store import ExpertPages
 from moesaic.kernels.cpu.calls import seam
 from moesaic.layers.base import BuildContext, Layer
+from moesaic.layers.bias import Bias
 from moesaic.layers.linear import ReplicatedLinear
 from moesaic.layers.mlp import MLP
 from moesaic.models.spec import MoESpec
@@ -33,6 +34,7 @@ class MoE(Layer):
         self._block_size = ctx.moe_block_size
         self._fused_moe = ctx.kernel("fused_moe")
         self._mix = ctx.kernel("mix")
+        self.output_bias = Bias(ctx.under("output_bias"), hidden_size) if spec.output_bias else None
         self.shared = self.shared_gate = None
         if spec.shared is not None:
             self.shared = MLP(ctx.under("shared"), spec.shared.ffn, hidden_size)
@@ -44,7 +46,8 @@ class MoE(Layer):
         routing = self.route(hidden)
         seam()
         tokens, local = self.dispatcher.dispatch(hidden, routing)
-        return self.with_shared(hidden, self.dispatcher.combine(self.compute(tokens, local), routing))
+        out = self.with_shared(hidden, self.dispatcher.combine(self.compute(tokens, local), routing))
+        return out if self.output_bias is None else self.output_bias(out)
 
     def route(self, hidden: Tensor) -> Routing:
         """Choose each token's experts, and count them."""

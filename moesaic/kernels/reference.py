@@ -13,7 +13,8 @@ from moesaic.kernels.reference_attention import (
     rotate,
     write_kv,
 )
-from moesaic.kernels.reference_elementwise import apply_gate, clamp, mix, softcap
+from moesaic.kernels.reference_elementwise import add_bias, apply_gate, clamp, mix, softcap
+from moesaic.kernels.reference_expert_linear import gather_linear, spread_linear
 from moesaic.kernels.reference_moe import activated_linear, combine, fused_moe, gated_linear, linear
 from moesaic.kernels.reference_norm import (
     add_layer_norm,
@@ -37,6 +38,7 @@ from moesaic.kernels.registry import Case
 
 __all__ = [
     "activated_linear",
+    "add_bias",
     "add_layer_norm",
     "add_rms_norm",
     "apply_gate",
@@ -48,6 +50,7 @@ __all__ = [
     "gated_delta",
     "gated_linear",
     "gated_norm",
+    "gather_linear",
     "gather_rows",
     "layer_norm",
     "linear",
@@ -64,6 +67,7 @@ __all__ = [
     "route",
     "selective_scan",
     "softcap",
+    "spread_linear",
     "ssd_scan",
     "supports",
     "write_kv",

@@ -39,3 +39,8 @@ def softcap(x: Tensor, cap: float) -> Tensor:
 def clamp(x: Tensor, limit: float) -> Tensor:
     """Bounded to [-limit, limit]; NaN stays."""
     return x.clamp(-limit, limit)
+
+
+def add_bias(x: Tensor, bias: Tensor) -> Tensor:
+    """`x + bias`: `[T, N]`, `[N]` -> `[T, N]`, computed in fp32."""
+    return (x.float() + bias.float()).to(x.dtype)

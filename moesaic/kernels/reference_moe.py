@@ -5,7 +5,7 @@ gate's rows come first, then up's. Products of a tensor run in x's dtype, as tor
 matrix in fp32, on its numbers as kernels understand them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -125,22 +125,22 @@ def fused_moe(
         `[T, H]` in hidden's dtype.
     """
     num_tokens, k = ids.shape
-    slots = _slots(ids.flatten(), experts.slot_of)  # [T*k], -1: left out
-    # Choices ordered by slot: each expert's rows lie together, and one product serves them all.
-    sorted_slots, order = slots.sort(stable=True)
-    active, counts = torch.unique_consecutive(sorted_slots, return_counts=True)
     outputs = hidden.new_zeros(num_tokens * k, hidden.shape[1])
-    start = 0
-    for slot, count in zip(active.tolist(), counts.tolist(), strict=True):
-        pairs = order[start : start + count]
-        start += count
-        if slot < 0:
-            continue
+    for slot, pairs in by_slot(ids, experts.slot_of):
         rows = hidden.index_select(0, pairs.div(k, rounding_mode="floor"))  # [n, H]
         if weight_on_input:
             rows = (rows * weights.flatten().index_select(0, pairs).unsqueeze(1)).to(hidden.dtype)
         outputs.index_copy_(0, pairs, _expert(rows, experts, slot, activation, alpha, limit))
     return combine(outputs.view(num_tokens, k, -1), torch.ones_like(weights) if weight_on_input else weights)
+
+
+def by_slot(ids: Tensor, slot_of: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The slots that `ids` `[T, k]` are served from, and the choices (`token * k + choice`) of each, together."""
+    sorted_slots, order = _slots(ids.flatten(), slot_of).sort(stable=True)
+    active, counts = torch.unique_consecutive(sorted_slots, return_counts=True)
+    for slot, pairs in zip(active.tolist(), order.split(counts.tolist()), strict=True):
+        if slot >= 0:
+            yield slot, pairs
 
 
 def _slots(ids: Tensor, slot_of: Tensor) -> Tensor:

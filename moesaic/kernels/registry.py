@@ -18,11 +18,14 @@ log = get_logger(__name__)
 # Best first. Each is a module with `supports(case) -> reason | None` and a function for each operation.
 BACKENDS = {"cpu": "moesaic.kernels.cpu.backend", "reference": "moesaic.kernels.reference"}
 FAMILIES = {
-    "matrices": ("embed", "linear", "gated_linear", "activated_linear", "fused_moe"),
+    "matrices": (
+        *("embed", "linear", "gated_linear", "activated_linear", "fused_moe"),
+        *("spread_linear", "gather_linear"),
+    ),
     "attention": ("rope_table", "rotate", "query_temperature", "prepare_qkv", "plan_attention", "paged_attention"),
     "norms": (
         *("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "gather_rows"),
-        *("mix", "apply_gate", "softcap", "clamp", "norm_heads"),
+        *("mix", "apply_gate", "softcap", "clamp", "norm_heads", "add_bias"),
     ),
     "recurrent": ("causal_conv", "gated_delta", "gated_norm", "linear_attention", "selective_scan", "ssd_scan"),
     "router": ("route",),

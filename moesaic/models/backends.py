@@ -5,7 +5,7 @@ import torch
 from moesaic.core.log import get_logger
 from moesaic.kernels.cpu import library
 from moesaic.kernels.registry import Case, choose
-from moesaic.models.spec import AttentionSpec, LayerSpec, ModelSpec, MoESpec
+from moesaic.models.spec import AttentionSpec, ExpertAttentionSpec, LayerSpec, ModelSpec, MoESpec
 
 log = get_logger(__name__)
 
@@ -38,10 +38,14 @@ def choose_backends(
     activations = "torch.float32" if chosen["matrices"] == "cpu" else weights
     mixers = [layer.attention for layer in spec.layers]
     options = {
-        "attention": _unique(_attention_options(la, block_size) for la in mixers if isinstance(la, AttentionSpec)),
+        "attention": _unique(
+            _attention_options(mixer, block_size)
+            for mixer in mixers
+            if isinstance(mixer, AttentionSpec | ExpertAttentionSpec)
+        ),
         "norms": [()],
         "recurrent": [()],
-        "router": _unique(_router_options(layer.ffn) for layer in spec.layers if isinstance(layer.ffn, MoESpec)),
+        "router": _unique(_router_options(part) for layer in spec.layers for part in _routed(layer)),
     }
     for family, asked in options.items():
         kept = str(kv_dtype) if family == "attention" else weights
@@ -57,7 +61,7 @@ def _matrix_options(layer: LayerSpec) -> tuple[tuple[str, object], ...]:
     return (("activation", layer.ffn.activation),)
 
 
-def _attention_options(a: AttentionSpec, block_size: int) -> tuple[tuple[str, object], ...]:
+def _attention_options(a: AttentionSpec | ExpertAttentionSpec, block_size: int) -> tuple[tuple[str, object], ...]:
     return (
         ("block_size", block_size),
         ("num_heads", a.num_heads),
@@ -66,7 +70,12 @@ def _attention_options(a: AttentionSpec, block_size: int) -> tuple[tuple[str, ob
     )
 
 
-def _router_options(ffn: MoESpec) -> tuple[tuple[str, object], ...]:
+def _routed(layer: LayerSpec) -> list[MoESpec | ExpertAttentionSpec]:
+    """The parts of a layer that have experts."""
+    return [part for part in (layer.attention, layer.ffn) if isinstance(part, MoESpec | ExpertAttentionSpec)]
+
+
+def _router_options(ffn: MoESpec | ExpertAttentionSpec) -> tuple[tuple[str, object], ...]:
     return (("num_experts", ffn.num_experts), ("top_k", ffn.router.top_k))
 
 

@@ -13,10 +13,10 @@ from moesaic.experts.stats import ExpertStats
 from moesaic.layers.base import BuildContext, Layer
 from moesaic.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from moesaic.layers.kv_cache import Cache, CacheSpec
-from moesaic.layers.mixers import build_mixer
 from moesaic.layers.mlp import MLP
 from moesaic.layers.norm import Norm
 from moesaic.layers.step import Step
+from moesaic.models.mixers import build_mixer
 from moesaic.models.spec import LayerSpec, ModelSpec, MoESpec
 
 _GLOBAL_HOOKS = (nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks)
@@ -115,7 +115,7 @@ class DecoderLayer(Layer):
         self.residual_multiplier = model.multipliers.residual
 
         def norm(*kinds: str) -> Norm | None:
-            return Norm(ctx, model.norm, model.hidden_size) if spec.norms in kinds else None
+            return Norm(ctx, spec.norm or model.norm, model.hidden_size) if spec.norms in kinds else None
 
         self.attention_norm = norm("pre", "sandwich", "parallel")
         self.attention = build_mixer(ctx.under("attention"), spec.attention, model.hidden_size, model.norm)

@@ -32,6 +32,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "head_dim": 32,
         "num_shared_experts": 2,
     },
+    "jetmoe": {
+        "num_local_experts": 8,
+        "num_experts_per_tok": 3,
+        "num_key_value_heads": 2,
+        "kv_channels": 32,
+        "num_attention_heads": ABSENT,
+        "rms_norm_eps": 0.01,
+    },
     "kolibri1": {
         **SHORT,
         "num_experts": 8,

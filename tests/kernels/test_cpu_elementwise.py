@@ -61,3 +61,11 @@ def test_what_does_not_fit_is_refused():
     ):
         with pytest.raises(ValueError, match="expected|is not for|needs a contiguous"):
             call()
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_add_bias(size):
+    x, bias = random(*size), random(size[1], seed=1)
+    assert torch.equal(cpu.add_bias(x, bias), oracle.add_bias(x, bias))
+    with pytest.raises(ValueError, match="is not for"):
+        cpu.add_bias(x, bias[:-1])

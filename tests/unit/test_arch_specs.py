@@ -68,7 +68,8 @@ def test_window_of_qwen3_moe_is_of_every_layer_or_none(change, window):
 
 
 def test_published_sizes_count_right():
-    """Figures that model cards state: Qwen3-30B-A3B (30.5 B, 3.3 B active), OLMoE-1B-7B (6.9 B, 1.3 B)."""
+    """Figures that model cards state: Qwen3-30B-A3B (30.5 B, 3.3 B active), OLMoE-1B-7B (6.9 B, 1.3 B),
+    JetMoE-8B (8.5 B, 2.2 B, which leaves the embeddings out)."""
     qwen = spec(
         model_type="qwen3_moe", vocab_size=151936, hidden_size=2048, num_hidden_layers=48, num_attention_heads=32,
         num_key_value_heads=4, head_dim=128, num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768,
@@ -79,6 +80,20 @@ def test_published_sizes_count_right():
         num_attention_heads=16, num_experts=64, num_experts_per_tok=8,
     )  # fmt: skip
     assert (round(olmoe.num_parameters / 1e9, 1), round(olmoe.num_active_parameters / 1e9, 1)) == (6.9, 1.3)
+    jetmoe = spec(
+        model_type="jetmoe", vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=24,
+        num_attention_heads=32,
+    )  # fmt: skip
+    assert (round(jetmoe.num_parameters / 1e9, 1), round(jetmoe.num_active_parameters / 1e9, 1)) == (8.5, 2.3)
+
+
+def test_heads_of_attention_experts_are_those_of_all_choices():
+    jetmoe = {"model_type": "jetmoe", "num_key_value_heads": 2, "num_experts_per_tok": 3}
+    assert spec(**{**jetmoe, "num_attention_heads": 6}).layers[0].attention.num_heads == 6
+    with pytest.raises(UnsupportedError, match="num_attention_heads = 8 is not supported; only 6 is"):
+        spec(**jetmoe)
+    with pytest.raises(ConfigError, match="each token attends with 9 experts, the config says, but there are 8"):
+        spec(**{**jetmoe, "num_attention_heads": 18, "num_experts_per_tok": 9})
 
 
 def test_a_dense_model_is_all_active():

@@ -14,7 +14,8 @@ from moesaic.kernels.cpu.attention import (
     rotate,
     write_kv,
 )
-from moesaic.kernels.cpu.elementwise import apply_gate, mix, softcap
+from moesaic.kernels.cpu.elementwise import add_bias, apply_gate, mix, softcap
+from moesaic.kernels.cpu.expert_linear import gather_linear, spread_linear
 from moesaic.kernels.cpu.heads import clamp, norm_heads
 from moesaic.kernels.cpu.library import Unavailable, isa
 from moesaic.kernels.cpu.matmul import ACTIVATIONS, activated_linear, fused_moe, gated_linear, linear
@@ -32,6 +33,7 @@ from moesaic.kernels.registry import Case
 
 __all__ = [
     "activated_linear",
+    "add_bias",
     "add_layer_norm",
     "add_rms_norm",
     "apply_gate",
@@ -42,6 +44,7 @@ __all__ = [
     "gated_delta",
     "gated_linear",
     "gated_norm",
+    "gather_linear",
     "gather_rows",
     "layer_norm",
     "linear",
@@ -58,6 +61,7 @@ __all__ = [
     "route",
     "selective_scan",
     "softcap",
+    "spread_linear",
     "ssd_scan",
     "supports",
     "write_kv",

@@ -51,9 +51,22 @@ class SoftcapArguments(ctypes.Structure):
     )
 
 
+class BiasArguments(ctypes.Structure):
+    """`moesaic_add_bias_args`."""
+
+    _fields_ = (
+        ("rows", Count),
+        ("x", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("size", ctypes.c_int64),
+    )
+
+
 GATES = {"sigmoid": 0, "softplus": 1, "identity": 2}
 
 _mix, _apply_gate, _softcap = Kernel("mix"), Kernel("apply_gate"), Kernel("softcap")
+_add_bias = Kernel("add_bias")
 
 
 def mix(x: Tensor, y: Tensor | None, a: float = 1.0, b: float = 1.0, gate: Tensor | None = None) -> Tensor:
@@ -101,4 +114,14 @@ def softcap(x: Tensor, cap: float) -> Tensor:
     out = torch.empty_like(x)
     rows = ctypes.c_int64(x.shape[0])
     _softcap(SoftcapArguments(ctypes.pointer(rows), pointer(x), pointer(out), x.shape[1], cap))
+    return out
+
+
+def add_bias(x: Tensor, bias: Tensor) -> Tensor:
+    """`x + bias`: `[T, N]`, `[N]` -> `[T, N]`."""
+    if bias.shape != x.shape[1:]:
+        raise ValueError(f"a bias {list(bias.shape)} is not for {list(x.shape)}")
+    out = torch.empty_like(x)
+    rows = ctypes.c_int64(x.shape[0])
+    _add_bias(BiasArguments(ctypes.pointer(rows), pointer(x), pointer(bias), pointer(out), x.shape[1]))
     return out

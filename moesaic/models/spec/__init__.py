@@ -5,6 +5,7 @@ needs it; a choice has a name rather than a flag.
 """
 
 from moesaic.models.spec.attention import AttentionSpec
+from moesaic.models.spec.expert_attention import ExpertAttentionSpec
 from moesaic.models.spec.feed_forward import Activation, DenseSpec, MoESpec, RouterSpec, SharedSpec
 from moesaic.models.spec.model import LayerSpec, MixerSpec, ModelSpec, Multipliers, NormSpec
 from moesaic.models.spec.positions import LinearScaling, Llama3Scaling, QueryTemperature, RopeSpec, YarnScaling
@@ -14,6 +15,7 @@ __all__ = [
     "Activation",
     "AttentionSpec",
     "DenseSpec",
+    "ExpertAttentionSpec",
     "LayerSpec",
     "LinearScaling",
     "Llama3Scaling",

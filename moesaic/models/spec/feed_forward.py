@@ -97,6 +97,7 @@ class MoESpec:
         alpha, limit: of the activation "swigluoai".
         weight_on_input: the router's weights scale what experts are given, not what they give.
         output_scale: of the experts' sum.
+        output_bias: a learned vector is added to what all give together.
     """
 
     num_experts: int
@@ -109,6 +110,7 @@ class MoESpec:
     limit: float = 7.0
     weight_on_input: bool = False
     output_scale: float = 1.0
+    output_bias: bool = False
     shared: SharedSpec | None = None
 
     def __post_init__(self) -> None:
@@ -138,4 +140,4 @@ class MoESpec:
     def _beside(self, hidden_size: int) -> int:
         """Router and shared expert. A correction is not trained by gradients, and counts as no parameter."""
         shared = self.shared.num_parameters(hidden_size) if self.shared is not None else 0
-        return self.num_experts * (hidden_size + self.router.bias) + shared
+        return self.num_experts * (hidden_size + self.router.bias) + shared + hidden_size * self.output_bias

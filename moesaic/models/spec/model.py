@@ -6,6 +6,7 @@ from typing import Literal
 from moesaic.core.errors import ConfigError
 from moesaic.models.spec.attention import AttentionSpec
 from moesaic.models.spec.checks import require_positive
+from moesaic.models.spec.expert_attention import ExpertAttentionSpec
 from moesaic.models.spec.feed_forward import DenseSpec, MoESpec
 from moesaic.models.spec.recurrent import ShortConvSpec
 
@@ -30,7 +31,7 @@ class NormSpec:
         return size * (1 + self.bias)
 
 
-MixerSpec = AttentionSpec | ShortConvSpec  # what mixes tokens; further kinds join with `|`
+MixerSpec = AttentionSpec | ExpertAttentionSpec | ShortConvSpec  # what mixes tokens; further kinds join with `|`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +42,13 @@ class LayerSpec:
         attention: whatever mixes tokens.
         norms: "pre" norms what each is given; "post" what each gives; "sandwich" both; "parallel" gives both the
             same norm of the residual.
+        norm: of this layer, where it is not the model's.
     """
 
     attention: MixerSpec
     ffn: DenseSpec | MoESpec
     norms: Literal["pre", "post", "sandwich", "parallel"] = "pre"
+    norm: NormSpec | None = None
 
     @property
     def num_norms(self) -> int:
@@ -92,17 +95,28 @@ class ModelSpec:
     @property
     def num_parameters(self) -> int:
         """All parameters of the model."""
-        return self._shared_parameters() + sum(la.ffn.num_parameters(self.hidden_size) for la in self.layers)
+        size = self.hidden_size
+        parts = (la.attention.num_parameters(size) + la.ffn.num_parameters(size) for la in self.layers)
+        return self._shared_parameters() + sum(parts)
 
     @property
     def num_active_parameters(self) -> int:
         """Parameters less those of experts that a token is not routed to."""
-        return self._shared_parameters() + sum(la.ffn.num_active_parameters(self.hidden_size) for la in self.layers)
+        size = self.hidden_size
+        parts = (_active(la.attention, size) + la.ffn.num_active_parameters(size) for la in self.layers)
+        return self._shared_parameters() + sum(parts)
 
     def _shared_parameters(self) -> int:
-        """Embeddings, attention and norms."""
+        """Embeddings and norms."""
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
         embeddings += self.vocab_size * self.logits_bias
         embeddings += self.max_position_embeddings * self.hidden_size * self.learned_positions
         norms = self.norm.num_parameters(self.hidden_size) * (1 + sum(layer.num_norms for layer in self.layers))
-        return embeddings + norms + sum(la.attention.num_parameters(self.hidden_size) for la in self.layers)
+        return embeddings + norms
+
+
+def _active(mixer: MixerSpec, hidden_size: int) -> int:
+    """Weights of a mixer that one token meets."""
+    if isinstance(mixer, ExpertAttentionSpec):
+        return mixer.num_active_parameters(hidden_size)
+    return mixer.num_parameters(hidden_size)

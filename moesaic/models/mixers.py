@@ -6,12 +6,17 @@ as `mixer(hidden, step, *caches)`: `[T, hidden]` -> `[T, hidden]`.
 
 from typing import Any
 
+from moesaic.experts.attention import ExpertAttention
 from moesaic.layers.attention import GroupedQueryAttention
 from moesaic.layers.base import BuildContext, Layer
 from moesaic.layers.short_conv import ShortConv
-from moesaic.models.spec import AttentionSpec, MixerSpec, NormSpec, ShortConvSpec
+from moesaic.models.spec import AttentionSpec, ExpertAttentionSpec, MixerSpec, NormSpec, ShortConvSpec
 
-MIXERS: dict[type[Any], type[Any]] = {AttentionSpec: GroupedQueryAttention, ShortConvSpec: ShortConv}
+MIXERS: dict[type[Any], type[Any]] = {
+    AttentionSpec: GroupedQueryAttention,
+    ExpertAttentionSpec: ExpertAttention,
+    ShortConvSpec: ShortConv,
+}
 
 
 def build_mixer(ctx: BuildContext, spec: MixerSpec, hidden_size: int, norm: NormSpec) -> Layer:
