@@ -8,6 +8,7 @@ enum moesaic_scoring {
     MOESAIC_SIGMOID = 1,
     MOESAIC_SQRT_SOFTPLUS = 2,
     MOESAIC_IDENTITY = 3,
+    MOESAIC_SPARSEMIXER = 4,
 };
 
 // See `moesaic.kernels.reference_router.route` for what each option means.
@@ -33,6 +34,7 @@ typedef struct {
     float epsilon;              // added to the sum that weights are divided by
     float floor;                // the least that it may be
     float scale;
+    float jitter;               // of sparsemixer
 } moesaic_route_args;
 
 MOESAIC_API void moesaic_route(const moesaic_route_args* args);

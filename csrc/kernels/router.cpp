@@ -142,9 +142,25 @@ void pick(const moesaic_route_args& a, const Scratch& s, int32_t* ids) {
     }
 }
 
+// The weight of the i-th chosen is its part of a softmax over those not chosen before it and not far below it.
+void sparsemixer(const moesaic_route_args& a, const Scratch& s, const int32_t* ids, float* weights) {
+    for (int64_t i = 0; i < a.top_k; ++i) {
+        const float best = s.logits[ids[i]];
+        for (int64_t e = 0; e < s.padded; ++e) {
+            const float x = s.logits[e], distance = (best - x) / std::max(std::fabs(x), best);
+            s.choice[e] = distance > 2 * a.jitter ? -INF : x;
+        }
+        for (int64_t j = 0; j < i; ++j) s.choice[ids[j]] = -INF;
+        for (int64_t e = a.num_experts; e < s.padded; ++e) s.choice[e] = -INF;
+        weights[i] = 1.0f / Softmax(s.choice, s.padded).sum;  // the chosen one is the largest: its e^(x - top) is 1
+    }
+    std::memcpy(s.choice, weights, size_t(a.top_k) * sizeof(float));
+}
+
 // The chosen logits' scores, into s.choice: k of them, padded to whole vectors.
-void score_chosen(const moesaic_route_args& a, const Scratch& s, const int32_t* ids) {
+void score_chosen(const moesaic_route_args& a, const Scratch& s, const int32_t* ids, float* weights) {
     const int64_t padded = round_up(a.top_k, W);
+    if (a.scoring == MOESAIC_SPARSEMIXER) return sparsemixer(a, s, ids, weights);
     for (int64_t i = 0; i < padded; ++i) s.choice[i] = i < a.top_k ? s.logits[ids[i]] : -INF;
     if (a.scoring == MOESAIC_SOFTMAX) {
         const Softmax softmax = a.select_first ? Softmax(s.choice, padded) : Softmax(s.logits, s.padded);
@@ -155,7 +171,7 @@ void score_chosen(const moesaic_route_args& a, const Scratch& s, const int32_t* 
 }
 
 void weigh(const moesaic_route_args& a, const Scratch& s, const int32_t* ids, float* weights) {
-    score_chosen(a, s, ids);
+    score_chosen(a, s, ids, weights);
     float factor = a.scale;
     if (a.renormalize) {
         float sum = 0.0f;

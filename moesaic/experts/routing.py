@@ -125,6 +125,7 @@ def choose_experts(
         floor=spec.floor,
         scale=spec.scale,
         cap=spec.cap,
+        jitter=spec.jitter,
         counts=counts,
     )
     return Routing(*chosen)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Scoring = Literal["softmax", "sigmoid", "sqrt_softplus", "identity"]
+Scoring = Literal["softmax", "sigmoid", "sqrt_softplus", "identity", "sparsemixer"]
 Order = Literal["score_then_select", "select_then_score"]
 GroupScore = Literal["top2", "max"]
 
@@ -31,6 +31,7 @@ def route(
     expert_scale: Tensor | None = None,
     counts: Tensor | None = None,
     choice: Tensor | None = None,
+    jitter: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Choose the experts of each token and weigh them, in fp32.
 
@@ -39,7 +40,8 @@ def route(
 
     Args:
         logits: `[T, E]`.
-        scoring: of a logit; "sqrt_softplus" is `sqrt(log(1 + e^x))`.
+        scoring: of a logit; "sqrt_softplus" is `sqrt(log(1 + e^x))`; "sparsemixer" (Liu et al. 2024, arXiv:2409.12136)
+            weighs the i-th chosen with a softmax over those that are not chosen before it and not far below it.
         order: "score_then_select" scores all experts and keeps the best; "select_then_score" keeps the best logits
             and scores these alone (which matters for a softmax, and for what a bias is added to).
         renormalize: divide the kept scores by `max(sum + epsilon, floor)`.
@@ -52,6 +54,7 @@ def route(
         expert_scale: `[E]`, multiplies the weight of each expert.
         counts: `[E]` int64, to which the number of tokens that each expert was chosen for is added.
         choice: `[T, E]`, what the choice is made on, whatever logits and bias say.
+        jitter: of "sparsemixer": half the relative distance from which on a logit is far below another.
 
     Returns:
         ids `[T, k]` int32, best first, and weights `[T, k]` fp32.
@@ -67,7 +70,9 @@ def route(
     if num_groups > 1:
         choice = _mask_groups(choice, num_groups, top_groups, group_score, masked_score)
     ids = _best(choice, top_k)
-    if order == "score_then_select":
+    if scoring == "sparsemixer":
+        weights = _sparsemixer(logits, ids, jitter)
+    elif order == "score_then_select":
         weights = _score(logits, scoring).gather(1, ids)
     else:
         weights = _score(logits.gather(1, ids), scoring)
@@ -87,6 +92,17 @@ def _score(x: Tensor, scoring: Scoring) -> Tensor:
     if scoring == "sigmoid":
         return x.sigmoid()
     return F.softplus(x).sqrt() if scoring == "sqrt_softplus" else x
+
+
+def _sparsemixer(logits: Tensor, ids: Tensor, jitter: float) -> Tensor:
+    """The weights `[T, k]` of experts that were chosen one after the other."""
+    weights, left = [], logits.clone()  # those not chosen yet
+    for chosen in ids.split(1, 1):
+        best = logits.gather(1, chosen)
+        far = (best - left) / torch.maximum(left.abs(), best) > 2 * jitter
+        weights.append(left.masked_fill(far, float("-inf")).softmax(-1).gather(1, chosen))
+        left.scatter_(1, chosen, float("-inf"))
+    return torch.cat(weights, 1)
 
 
 def _comparable(x: Tensor) -> Tensor:

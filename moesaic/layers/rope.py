@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from moesaic.models.spec import LinearScaling, Llama3Scaling, RopeSpec, YarnScaling
+from moesaic.models.spec import LinearScaling, Llama3Scaling, LongScaling, RopeSpec, YarnScaling
 
 
 @cache
@@ -24,6 +24,8 @@ def inverse_frequencies(spec: RopeSpec, dim: int) -> tuple[Tensor, float]:
             return inverse / factor, 1.0
         case Llama3Scaling() as scaling:
             return _llama3(inverse, scaling), 1.0
+        case LongScaling() as scaling:
+            return inverse / torch.tensor(scaling.factors), scaling.attention_factor
         case YarnScaling() as scaling:
             return _yarn(inverse, spec.theta, scaling), scaling.attention_factor
     return inverse, 1.0

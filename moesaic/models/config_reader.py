@@ -42,6 +42,7 @@ class ConfigReader:
         self._prefix = prefix
         self._metadata = METADATA if metadata else frozenset()
         self._known: set[str] = set()
+        self._other_names: dict[str, str] = {}
         self._children: list[ConfigReader] = []
 
     def __contains__(self, key: str) -> bool:
@@ -54,6 +55,10 @@ class ConfigReader:
     def read(self, kind: Any, key: str, *aliases: str, absent: Any) -> Any:
         """The value of `key`, or `absent`: what the architecture's own config class says of a missing key."""
         return self._get(kind, (key, *aliases), absent)
+
+    def call(self, **names: str) -> None:
+        """The usual keys that this architecture calls by other names: `call(hidden_size="d_model")`."""
+        self._other_names.update(names)
 
     def positive(self, key: str, *, absent: int) -> int:
         """The value of `key`, an integer that must be at least 1, or `absent`."""
@@ -89,6 +94,10 @@ class ConfigReader:
         self.ignore(key, *aliases)
         values = self.require(dict, given[0]) if given else {}
         child = ConfigReader({**values, **instead}, self.path, f"{self._prefix}{given[0] if given else key}.", metadata)
+        if metadata:
+            child.refuse_unless("is_encoder_decoder", False)
+            child.refuse_unless("add_cross_attention", False)
+            child.ignore("cross_attention_hidden_size", "tie_encoder_decoder")
         self._children.append(child)
         return child
 
@@ -128,6 +137,7 @@ class ConfigReader:
         return lines
 
     def _get(self, kind: Any, keys: tuple[str, ...], absent: Any) -> Any:
+        keys = (*keys, *(self._other_names[key] for key in keys if key in self._other_names))
         self._known.update(keys)
         present = [key for key in keys if key in self._values]
         if not present:

@@ -8,13 +8,14 @@ parameters.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 VARIABLES = {"l": "[0-9]+", "e": "[0-9]+", "any": ".+"}  # what these stand for in a template; others are words
 Index = tuple["int | slice", ...]  # which part of a tensor, as torch indexes it; () is all of it
 Shape = tuple[int, ...]
+NONE: Mapping[str, Shape] = {}
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Rule:
         transposed: the source holds the target's transpose.
         row: the source is a matrix of one row, which the target is.
         start: the target is the rows of the source from this one on.
+        after: the target is the rows of the source that follow those of these parameters; () for the first ones, None
+            where the source holds no more than the target.
     """
 
     source: str
@@ -76,9 +79,14 @@ class Rule:
     transposed: bool = False
     row: bool = False
     start: int = 0
+    after: tuple[str, ...] | None = None
 
-    def locate(self, name: str, shape: Shape) -> Place | None:
-        """Where parameter `name` of `shape` lies. None when the rule is not about it."""
+    def locate(self, name: str, shape: Shape, parameters: Mapping[str, Shape] = NONE) -> Place | None:
+        """Where parameter `name` of `shape` lies. None when the rule is not about it.
+
+        Args:
+            parameters: shapes of those that `after` names.
+        """
         found = _pattern(self.target).fullmatch(name)
         if found is None:
             return None
@@ -91,8 +99,10 @@ class Rule:
             index.append(slice(number * stored[0], (number + 1) * stored[0]) if self.flat else number)
         if self.parts > 1 and view is None:
             index.append(slice(self.part * shape[0], (self.part + 1) * shape[0]))
-        if self.start:
-            index.append(slice(self.start, self.start + shape[0]))
+        if self.start or self.after is not None:
+            before = (parameters[template.format(**variables)][0] for template in self.after or ())
+            start = self.start + sum(before)
+            index.append(slice(start, start + shape[0]))
         return Place(source, tuple(index), stored, view)
 
     def _stored(self, shape: Shape) -> tuple[Shape, View | None]:
@@ -144,6 +154,11 @@ def experts(source: str, gate: str, up: str, down: str, target: str = "layers.{l
     return tuple(Rule(f"{source}.{theirs}.weight", f"{target}.{ours}.weight") for ours, theirs in names.items())
 
 
+def packed(source: str, *targets: str) -> tuple[Rule, ...]:
+    """Parameters whose rows follow each other in one tensor."""
+    return tuple(Rule(source, target, after=targets[:i]) for i, target in enumerate(targets))
+
+
 def fused_experts(
     gate_up: str,
     down: str,
@@ -180,8 +195,9 @@ def tied(source: str, target: str) -> Tied:
 class RuleBook:
     """A list of rules, asked about one name at a time; names that differ in numbers alone are matched once."""
 
-    def __init__(self, rules: Iterable[AnyRule]) -> None:
+    def __init__(self, rules: Iterable[AnyRule], parameters: Mapping[str, Shape] = NONE) -> None:
         rules = list(rules)
+        self._parameters = parameters
         self.ties = {r.source: r.target for r in rules if isinstance(r, Tied)}
         self._rules = [r for r in rules if isinstance(r, Rule)]
         self._ignores = [r for r in rules if isinstance(r, Ignore)]
@@ -191,8 +207,8 @@ class RuleBook:
         """All places where parameter `name` may lie, in the order of the rules."""
         pattern = numberless(name)
         if pattern not in self._by_pattern:
-            self._by_pattern[pattern] = [r for r in self._rules if r.locate(name, shape) is not None]
-        places = [rule.locate(name, shape) for rule in self._by_pattern[pattern]]
+            self._by_pattern[pattern] = [r for r in self._rules if r.locate(name, shape, self._parameters) is not None]
+        places = [rule.locate(name, shape, self._parameters) for rule in self._by_pattern[pattern]]
         return [place for place in places if place is not None]
 
     def ignored(self, name: str) -> bool:

@@ -2,7 +2,25 @@
 
 from typing import Any
 
+from tests.families.common import ABSENT, COMMON
+
 CONFIGS: dict[str, dict[str, Any]] = {
+    "dbrx": {
+        "d_model": 64,
+        "n_heads": 4,
+        "n_layers": 3,
+        "max_seq_len": 512,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.7, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 8, "moe_top_k": 3},
+        **dict.fromkeys(COMMON.keys() - {"vocab_size"}, ABSENT),
+    },
+    "phimoe": {
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "router_jitter_noise": 0.2,
+        "attention_bias": True,
+        "lm_head_bias": True,
+    },
     "llama4_text": {
         "num_local_experts": 8,
         "num_experts_per_tok": 2,
@@ -14,7 +32,33 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "attn_scale": 0.5,
     },
 }
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0, 1.1, 1.3, 1.5, 1.9, 2.0, 3.0, 4.0],
+    "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
+    "short_mscale": 1.2,
+    "long_mscale": 1.3,
+    "original_max_position_embeddings": 64,
+}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "phimoe little jitter, no biases": (
+        "phimoe",
+        {"router_jitter_noise": 0.01, "attention_bias": False, "lm_head_bias": False, "sliding_window": 6},
+    ),
+    "dbrx not renormalised, no clip": (
+        "dbrx",
+        {
+            "attn_config": {"kv_n_heads": 1, "rope_theta": 10000.0},
+            "ffn_config": {
+                "ffn_hidden_size": 48,
+                "moe_num_experts": 8,
+                "moe_top_k": 3,
+                "moe_normalize_expert_weights": None,
+            },
+        },
+    ),
+    "phimoe longrope": ("phimoe", {"rope_parameters": LONGROPE}),
     "llama4_text one expert, dense layers": (
         "llama4_text",
         {"num_experts_per_tok": 1, "interleave_moe_layer_step": 2, "use_qk_norm": False, "attention_bias": True},

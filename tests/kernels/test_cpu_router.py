@@ -50,6 +50,21 @@ def test_sizes(isa, tokens, experts, top_k):
     same(logits, top_k, scoring="sigmoid", bias=logits_of(1, experts, seed=9)[0])
 
 
+@pytest.mark.parametrize("experts", [2, 16, 40])
+def test_sparsemixer(isa, experts):
+    for jitter, shift in itertools.product([0.0, 0.01, 0.2], [-4.0, 0.0, 4.0]):
+        same(logits_of(60, experts) + shift, 2, scoring="sparsemixer", jitter=jitter)
+
+
+@BOTH
+def test_sparsemixer_by_hand(isa, route):
+    logits = torch.tensor([[1.0, 2.0, 1.9, -3.0]])
+    ids, weights = route(logits, 2, scoring="sparsemixer", jitter=0.1)
+    assert ids.tolist() == [[1, 2]]
+    # 1.9 is within 20 % of 2, 1.0 is not within 20 % of 1.9, and 2 is taken by then.
+    torch.testing.assert_close(weights, torch.tensor([[1 / (1 + 2.718281828**-0.1), 1.0]]))
+
+
 @BOTH
 def test_ties_go_to_the_lowest_id(isa, route):
     for options in ({}, {"scoring": "sigmoid", "bias": torch.zeros(40)}, {"num_groups": 8, "top_groups": 3}):

@@ -112,6 +112,9 @@ CASES = {
     "llama4: norm of queries and keys forgotten": ("llama4_text", {}, attention(qk_norm=None)),
     "llama4: temperature forgotten": ("llama4_text", {}, attention(temperature=None)),
     "llama4: weights on what experts give": ("llama4_text", {}, moe(weight_on_input=False)),
+    "phimoe: the second expert weighed beside the first": ("phimoe", {}, router(scoring="softmax")),
+    "phimoe: jitter": ("phimoe", {}, router(jitter=0.01)),
+    "dbrx: clip forgotten": ("dbrx", {}, attention(clip_qkv=None)),
     "llama: rope llama3 forgotten": ("llama", {"rope_parameters": LLAMA3}, rope(scaling=None)),
     "llama: rope yarn forgotten": ("llama", {"rope_parameters": YARN}, rope(scaling=None)),
 }

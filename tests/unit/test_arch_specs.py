@@ -131,6 +131,32 @@ def test_layers_of_llama4_that_make_no_sense_are_refused(key, value, says):
         spec(**config, **{key: value})
 
 
+def test_a_base_of_dbrx_that_two_keys_disagree_about_is_refused():
+    attn = {"kv_n_heads": 2, "rope_theta": 5e5}
+    config = {
+        "model_type": "dbrx", "vocab_size": 10, "d_model": 64, "n_heads": 8, "n_layers": 1, "max_seq_len": 64,
+        "attn_config": attn, "ffn_config": {"ffn_hidden_size": 8, "moe_num_experts": 4, "moe_top_k": 2},
+    }  # fmt: skip
+    assert spec_of(config)[1].layers[0].attention.rope.theta == 5e5
+    with pytest.raises(UnsupportedError, match="rope_parameters say 10000"):
+        spec_of({**config, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}})
+    with pytest.raises(UnsupportedError, match="ffn_config.moe_normalize_expert_weights = 2"):
+        spec_of({**config, "ffn_config": {**config["ffn_config"], "moe_normalize_expert_weights": 2}})
+
+
+LONGROPE = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+
+
+def test_longrope_serves_the_length_that_its_first_factors_are_for():
+    config = {"model_type": "phimoe", "rope_scaling": {**LONGROPE, "original_max_position_embeddings": 32}}
+    assert spec(**config).max_position_embeddings == 32
+    for change in ({"original_max_position_embeddings": 32, "short_factor": [1.0]}, {}):
+        with pytest.raises(ConfigError, match="has 1 entries for 4 pairs|original_max_position_embeddings is missing"):
+            spec(model_type="phimoe", rope_scaling={**LONGROPE, **change})
+    with pytest.raises(UnsupportedError, match="num_experts_per_tok = 1"):
+        spec(model_type="phimoe", num_experts_per_tok=1)
+
+
 def test_layers_for_speculation_are_not_needed():
     book = RuleBook(glm4_moe.RULES)
     assert book.ignored("model.layers.46.shared_head.norm.weight") and book.ignored("model.layers.92.eh_proj.weight")

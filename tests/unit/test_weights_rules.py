@@ -6,7 +6,18 @@ import torch
 from moesaic.core.errors import CheckpointError
 from moesaic.models.archs import granitemoe, mixtral
 from moesaic.weights.plan import MAX_LISTED, Copy, plan_load
-from moesaic.weights.rules import Rule, RuleBook, experts, fused_experts, ignore, numberless, rename, tied, whole_shape
+from moesaic.weights.rules import (
+    Rule,
+    RuleBook,
+    experts,
+    fused_experts,
+    ignore,
+    numberless,
+    packed,
+    rename,
+    tied,
+    whole_shape,
+)
 
 H, I, E, LAYERS = 8, 6, 3, 2  # noqa: E741
 RULES = [
@@ -62,6 +73,18 @@ def test_rules_say_where_a_parameter_lies():
     assert places(RULES, "layers.1.mlp.experts.2.down.weight", (H, I))[1] == ("model.layers.1.moe.down", (2,))
     assert places(RULES, "layers.0.attention.q.bias", (H,)) == [("model.layers.0.attn.q.bias", ())]
     assert places(RULES, "nothing.like.it", (H,)) == []
+
+
+def test_what_is_packed_follows_its_neighbours():
+    sizes = {"q": 8, "k": 4, "v": 2}
+    shapes = {f"layers.1.{part}": (rows, H) for part, rows in sizes.items()}
+    book = RuleBook(packed("{l}.qkv", *(f"layers.{{l}}.{part}" for part in sizes)), shapes)
+    found = [book.locate(name, shape) for name, shape in shapes.items()]
+    assert [[(p.source, p.index) for p in places] for places in found] == [
+        [("1.qkv", (slice(0, 8),))],
+        [("1.qkv", (slice(8, 12),))],
+        [("1.qkv", (slice(12, 14),))],
+    ]
 
 
 def test_parts_that_take_turns_and_transposes_are_read_whole():

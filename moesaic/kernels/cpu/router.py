@@ -8,7 +8,7 @@ from torch import Tensor
 from moesaic.kernels.cpu.calls import Count, Kernel, pointer
 from moesaic.kernels.reference_router import GroupScore, Order, Scoring
 
-SCORINGS = {"softmax": 0, "sigmoid": 1, "sqrt_softplus": 2, "identity": 3}
+SCORINGS = {"softmax": 0, "sigmoid": 1, "sqrt_softplus": 2, "identity": 3, "sparsemixer": 4}
 ORDERS = {"score_then_select": 0, "select_then_score": 1}
 GROUP_SCORES = {"top2": 0, "max": 1}
 
@@ -38,6 +38,7 @@ class RouteArguments(ctypes.Structure):
         ("epsilon", ctypes.c_float),
         ("floor", ctypes.c_float),
         ("scale", ctypes.c_float),
+        ("jitter", ctypes.c_float),
     )
 
 
@@ -62,6 +63,7 @@ def route(
     expert_scale: Tensor | None = None,
     counts: Tensor | None = None,
     choice: Tensor | None = None,
+    jitter: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Choose the experts of each token and weigh them: logits `[T, E]` fp32 -> ids `[T, k]` int32 and weights `[T, k]`.
 
@@ -105,6 +107,7 @@ def route(
         epsilon,
         floor,
         scale,
+        jitter,
     )
     _route(arguments)
     return ids, weights

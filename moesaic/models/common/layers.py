@@ -1,12 +1,15 @@
 """What surrounds the layers, and what differs from layer to layer."""
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from moesaic.core.errors import UnsupportedError, unknown_name
 from moesaic.models.config_reader import ConfigReader
 from moesaic.models.spec import (
+    AttentionSpec,
     LayerSpec,
+    LongScaling,
     ModelSpec,
     Multipliers,
     NormSpec,
@@ -36,13 +39,20 @@ def decoder(
     return ModelSpec(
         vocab_size=c.require(int, "vocab_size"),
         hidden_size=c.require(int, "hidden_size"),
-        max_position_embeddings=c.require(int, "max_position_embeddings"),
+        max_position_embeddings=min(c.require(int, "max_position_embeddings"), *_limits(layers)),
         norm=norm or NormSpec(eps=c.require(float, "rms_norm_eps")),
         tied_embeddings=c.read(bool, "tie_word_embeddings", absent=tied),
         layers=tuple(layers),
         multipliers=multipliers,
         **more,
     )
+
+
+def _limits(layers: Iterable[LayerSpec]) -> list[int]:
+    """Lengths that the layers' positions are good for, where they say one. At least one number."""
+    attentions = [layer.attention for layer in layers if isinstance(layer.attention, AttentionSpec)]
+    scalings = [attention.rope.scaling for attention in attentions if attention.rope is not None]
+    return [sys.maxsize, *(s.original_max_position for s in scalings if isinstance(s, LongScaling))]
 
 
 def kinds_of_layers(c: ConfigReader, key: str, known: Sequence[str], absent: Callable[[int], str]) -> list[str]:

@@ -9,6 +9,7 @@ from moesaic.models.config_reader import ConfigReader
 from moesaic.models.spec import (
     LinearScaling,
     Llama3Scaling,
+    LongScaling,
     RopeSpec,
     YarnScaling,
 )
@@ -80,7 +81,10 @@ def _rope(
         known = ", ".join(["default", *_SCALINGS])
         raise UnsupportedError(f"{c.path}: rope type {name!r} is not supported; known are {known}")
     max_position = c.require(int, "max_position_embeddings")
-    return replace(plain, scaling=_SCALINGS[name](r, max_position))
+    scaling = _SCALINGS[name](r, max_position)
+    if isinstance(scaling, LongScaling) and len(scaling.factors) != dim // 2:
+        raise r.error("short_factor", f"has {len(scaling.factors)} entries for {dim // 2} pairs")
+    return replace(plain, scaling=scaling)
 
 
 def _rotating(c: ConfigReader, r: ConfigReader, absent: float | None) -> float:
@@ -125,8 +129,26 @@ def _yarn(r: ConfigReader, max_position: int) -> YarnScaling:
     )
 
 
+def _long(r: ConfigReader, max_position: int) -> LongScaling:
+    original = r.require(int, "original_max_position_embeddings")
+    factor = r.read(float | None, "factor", absent=None) or max_position / original
+    by_default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    attention_factor = r.read(float | None, "attention_factor", absent=None)
+    mscale = r.read(float | None, "short_mscale", absent=None)
+    given = attention_factor if mscale is None else mscale
+    r.ignore("long_factor", "long_mscale")  # of sequences longer than the original
+    factors = r.require(list, "short_factor")
+    if not all(isinstance(f, int | float) and f > 0 for f in factors):
+        raise r.error("short_factor", "must be numbers above 0")
+    return LongScaling(
+        factors=tuple(factors),
+        attention_factor=by_default if given is None else given,
+        original_max_position=original,
+    )
+
+
 def _mscale(factor: float, mscale: float) -> float:
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-_SCALINGS = {"linear": _linear, "llama3": _llama3, "yarn": _yarn}
+_SCALINGS = {"linear": _linear, "llama3": _llama3, "yarn": _yarn, "longrope": _long, "su": _long}

@@ -8,7 +8,14 @@ from moesaic.models.spec.attention import AttentionSpec
 from moesaic.models.spec.expert_attention import ExpertAttentionSpec
 from moesaic.models.spec.feed_forward import Activation, DenseSpec, MoESpec, RouterSpec, SharedSpec
 from moesaic.models.spec.model import LayerSpec, MixerSpec, ModelSpec, Multipliers, NormSpec
-from moesaic.models.spec.positions import LinearScaling, Llama3Scaling, QueryTemperature, RopeSpec, YarnScaling
+from moesaic.models.spec.positions import (
+    LinearScaling,
+    Llama3Scaling,
+    LongScaling,
+    QueryTemperature,
+    RopeSpec,
+    YarnScaling,
+)
 from moesaic.models.spec.recurrent import ShortConvSpec
 
 __all__ = [
@@ -19,6 +26,7 @@ __all__ = [
     "LayerSpec",
     "LinearScaling",
     "Llama3Scaling",
+    "LongScaling",
     "MixerSpec",
     "MoESpec",
     "ModelSpec",

@@ -37,7 +37,7 @@ class RouterSpec:
 
     Attributes:
         top_k: experts a token goes to; among equal scores the lowest id wins.
-        scoring: of logits.
+        scoring: of logits; "sparsemixer" weighs each choice among those left that are not far below it.
         order: "score_then_select" scores all experts and keeps the best; "select_then_score" keeps the best logits and
             scores these alone.
         renormalize: divide the kept weights by `max(sum + epsilon, floor)`.
@@ -46,11 +46,12 @@ class RouterSpec:
         num_groups, top_groups: the choice is among the experts of the best groups; a group's score is its "max" or the
             sum of its "top2"; experts outside count as masked_score.
         scale: of the weights, after renormalising.
+        jitter: of "sparsemixer": half the relative distance from which on a logit is far below another.
         cap: logits become `cap * tanh(logits / cap)` first.
     """
 
     top_k: int
-    scoring: Literal["softmax", "sigmoid", "sqrt_softplus", "identity"] = "softmax"
+    scoring: Literal["softmax", "sigmoid", "sqrt_softplus", "identity", "sparsemixer"] = "softmax"
     order: Literal["score_then_select", "select_then_score"] = "score_then_select"
     renormalize: bool = False
     epsilon: float = 0.0
@@ -62,6 +63,7 @@ class RouterSpec:
     group_score: Literal["top2", "max"] = "top2"
     masked_score: float = float("-inf")
     scale: float = 1.0
+    jitter: float = 0.0
     cap: float | None = None
 
     def __post_init__(self) -> None:

@@ -40,6 +40,23 @@ class YarnScaling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LongScaling:
+    """LongRoPE (Ding et al. 2024): each wavelength is stretched by a factor of its own, up to the original length.
+
+    Beyond it other factors count, for the whole sequence at once; what is cached by then has the first ones. So a model
+    serves the original length.
+
+    Attributes:
+        factors: of each pair.
+        attention_factor: multiplies cos and sin.
+    """
+
+    factors: tuple[float, ...]
+    attention_factor: float
+    original_max_position: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class QueryTemperature:
     """Queries are multiplied by `1 + scale * log(1 + floor((position + offset) / period))`, so that attention stays
     sharp over long sequences (Nakanishi 2025, https://huggingface.co/papers/2501.19399)."""
@@ -62,6 +79,6 @@ class RopeSpec:
     """
 
     theta: float
-    scaling: Llama3Scaling | LinearScaling | YarnScaling | None = None
+    scaling: Llama3Scaling | LinearScaling | YarnScaling | LongScaling | None = None
     dim: int | None = None
     interleaved: bool = False
