@@ -46,10 +46,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "phimoe",
         {"router_jitter_noise": 0.01, "attention_bias": False, "lm_head_bias": False, "sliding_window": 6},
     ),
-    "dbrx not renormalised, no clip": (
+    "dbrx not renormalised": (
         "dbrx",
         {
-            "attn_config": {"kv_n_heads": 1, "rope_theta": 10000.0},
+            "attn_config": {"kv_n_heads": 1, "clip_qkv": 0.7, "rope_theta": 10000.0},
             "ffn_config": {
                 "ffn_hidden_size": 48,
                 "moe_num_experts": 8,
