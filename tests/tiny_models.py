@@ -39,12 +39,20 @@ def tiny_reference(family: str, *, seed: int = 0, tie: bool = False, **overrides
     config = tiny_config(family, tie=tie, **overrides)
     kind = AutoModelForImageTextToText if family in MULTIMODAL else AutoModelForCausalLM
     model = kind.from_config(config, attn_implementation="eager", experts_implementation="eager")
-    model = model.float().eval()
+    return draw(model.float().eval(), seed, stored_less_one=family in STORED_LESS_ONE)
+
+
+def draw(model: Any, seed: int = 0, stored_less_one: bool = False) -> Any:
+    """Give a model its random weights, in place.
+
+    Args:
+        stored_less_one: norms' weights are stored as their difference from 1.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             is_norm = "norm" in name and not name.endswith("bias")
-            around = 1.0 if is_norm and family not in STORED_LESS_ONE else 0.0
+            around = 1.0 if is_norm and not stored_less_one else 0.0
             parameter.normal_(around, 0.3 if is_norm else WEIGHT_STD, generator=generator)
         for name, buffer in model.named_buffers():
             if name.endswith(CORRECTIONS):

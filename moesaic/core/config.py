@@ -26,6 +26,8 @@ class ModelConfig:
         pack_cache: folder where packed weights are kept for the next start, or None.
         force_pack_cache: keep them even where packing them anew takes no time to speak of.
         moe_block_size: the most rows of an expert in one block of work; 0 leaves it to the kernels.
+        model_impl: whose code computes: "native", "transformers", or "auto" for the first that can.
+        trust_remote_code: the checkpoint's own code may run.
     """
 
     path: str
@@ -41,6 +43,8 @@ class ModelConfig:
     pack_cache: str | None = None
     force_pack_cache: bool = False
     moe_block_size: int = 0
+    model_impl: str = "auto"
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +70,16 @@ class CacheConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerConfig:
-    """The budget of a step: tokens, and sequences that run at once."""
+    """The budget of a step: tokens, and sequences that run at once.
+
+    Attributes:
+        whole_prompts: a sequence's tokens are computed in one step when it starts, for models that cannot go on in the
+            middle of a prompt; nothing is shared among sequences then.
+    """
 
     max_num_batched_tokens: int
     max_num_seqs: int
+    whole_prompts: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

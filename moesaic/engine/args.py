@@ -48,6 +48,13 @@ class EngineArgs:
         "who computes: cpu for C++ kernels, reference for plain torch; auto takes the best that can, others must",
         choices=("auto", "cpu", "reference"),
     )
+    model_impl: str = arg(
+        "auto",
+        "whose code computes the model: native for ours, transformers for its own with our attention, experts and "
+        "scheduler; auto takes native where it knows the architecture (`moesaic models` lists both)",
+        choices=("auto", "native", "transformers"),
+    )
+    trust_remote_code: bool = arg(False, "run the code that a checkpoint's auto_map names, where nothing else can")
     quantization: str = arg(
         "none",
         "how weights are kept: w8a16 and w4a16 (8 and 4 bits, 16-bit activations), w8a8 (8-bit activations too); "

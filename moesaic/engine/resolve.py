@@ -12,6 +12,7 @@ from moesaic.core.formats import GROUPS
 from moesaic.core.log import get_logger
 from moesaic.engine.args import EMBEDDED_MODEL, EngineArgs
 from moesaic.kernels.cpu.library import describe
+from moesaic.models.spec import ModelSpec
 from moesaic.weights.quantization import parse_exceptions
 
 logger = get_logger(__name__)
@@ -122,14 +123,19 @@ def resolve(args: EngineArgs) -> Resolved:
     Raises:
         ConfigError: a value is out of range, or the model cannot be found or read.
     """
-    from moesaic.models.load import read_config, read_spec
+    from moesaic.models.load import describe_model, read_config
 
     check_args(args)
     path = find_model(args.model, args.revision, args.download_dir)
     raw = read_config(path)
-    architecture, spec = read_spec(path)
+    architecture, spec = describe_model(path, args.model_impl, args.trust_remote_code)
     device = _device(args.device)
-    dtype = args.dtype if args.dtype != "auto" else _auto_dtype(_checkpoint_dtype(raw), device, args.moe_backend)
+    # What transformers computes, torch computes: only its experts are the kernels'.
+    who = args.moe_backend if isinstance(spec, ModelSpec) else "reference"
+    dtype = args.dtype if args.dtype != "auto" else _auto_dtype(_checkpoint_dtype(raw), device, who)
+    whole_prompts = not isinstance(spec, ModelSpec) and spec.whole_prompts
+    if whole_prompts and args.enable_prefix_caching:
+        logger.info("prefix caching and chunked prompts are off: %s keeps a cache of its own a request", architecture)
     length = args.max_model_len or spec.max_position_embeddings
     if length > spec.max_position_embeddings:
         raise ConfigError(f"max_model_len {length} is longer than the model's {spec.max_position_embeddings} positions")
@@ -148,24 +154,28 @@ def resolve(args: EngineArgs) -> Resolved:
             pack_cache=_pack_cache(args.pack_cache),
             force_pack_cache=args.pack_cache not in ("auto", "off"),
             moe_block_size=moe_block_size(args),
+            model_impl=args.model_impl,
+            trust_remote_code=args.trust_remote_code,
         ),
         cache=CacheConfig(
             block_size=args.block_size,
             memory=parse_size(args.kv_cache_memory),
             memory_utilization=args.gpu_memory_utilization,
-            enable_prefix_caching=args.enable_prefix_caching,
+            enable_prefix_caching=args.enable_prefix_caching and not whole_prompts,
             state_checkpoint_interval=checkpoint_interval(args),
             dtype=cast(KVCacheDType, args.kv_cache_dtype if args.kv_cache_dtype != "auto" else dtype),
         ),
-        scheduler=SchedulerConfig(max_num_batched_tokens=args.max_num_batched_tokens, max_num_seqs=args.max_num_seqs),
+        scheduler=SchedulerConfig(
+            max_num_batched_tokens=args.max_num_batched_tokens,
+            max_num_seqs=args.max_num_seqs,
+            whole_prompts=whole_prompts,
+        ),
         device=device,
         enforce_eager=args.enforce_eager,
         threads=args.threads or _auto_threads(spec.num_active_parameters, device),
     )
     logger.info("configuration: %s", _in_words(config))
-    return Resolved(
-        config, list(args.served_model_name) or [args.model], args.max_model_len is not None, architecture.name
-    )
+    return Resolved(config, list(args.served_model_name) or [args.model], args.max_model_len is not None, architecture)
 
 
 def _pack_cache(wanted: str) -> str | None:
@@ -230,7 +240,9 @@ def _download(repo: str, revision: str | None, download_dir: str | None) -> str:
 
 def _checkpoint_dtype(config: dict[str, Any]) -> str:
     """The dtype that config.json states (transformers 5 `dtype`, 4 `torch_dtype`); float32 when it states none."""
-    stated = config.get("dtype") or config.get("torch_dtype") or "float32"
+    text = config.get("text_config")
+    found = [part.get(key) for part in (config, text) if isinstance(part, dict) for key in ("dtype", "torch_dtype")]
+    stated = next((value for value in found if value), "float32")
     if stated not in get_args(DType):
         raise ConfigError(
             f"config.json states dtype {stated!r}; choose one with --dtype ({', '.join(get_args(DType))})"

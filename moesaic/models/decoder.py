@@ -1,6 +1,6 @@
 """The one decoder: built from a spec, run on a batch. What a model computes is in its spec; here is only how."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 import torch
@@ -27,7 +27,10 @@ class Decoder(Layer):
 
     Attributes:
         expert_stats: tokens routed to each expert of each layer since the start.
+        replayable: its decode steps may be recorded.
     """
+
+    replayable = True
 
     def __init__(self, spec: ModelSpec, ctx: BuildContext) -> None:
         super().__init__()
@@ -100,6 +103,9 @@ class Decoder(Layer):
     def cache_specs(self) -> list[CacheSpec]:
         """What the layers keep of tokens and of sequences, layer after layer."""
         return [spec for layer in self.layers for spec in layer.cache_specs]
+
+    def forget(self, seq_ids: Iterable[int]) -> None:
+        """Sequences have left: all that is kept of them lies in the caches."""
 
 
 class DecoderLayer(Layer):

@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Any
 from moesaic.core.config import ModelConfig
 from moesaic.core.errors import UnsupportedError
 from moesaic.models.config_reader import ConfigReader, eos_token_ids, read_config
+from moesaic.models.implementation import choose_implementation
 from moesaic.models.registry import Architecture, ModelRegistry
 from moesaic.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from moesaic.models.decoder import Decoder
+    from moesaic.models.hf_backend.build import ForeignModels
+    from moesaic.models.hf_backend.facts import ForeignSpec
     from moesaic.weights.loader import Target
     from moesaic.weights.sources import Source
 
-__all__ = ["eos_token_ids", "load_model", "read_config", "read_spec", "spec_of"]
+__all__ = ["describe_model", "eos_token_ids", "load_model", "read_config", "read_spec", "spec_of"]
 
 
 def read_spec(path: str) -> tuple[Architecture, ModelSpec]:
@@ -32,17 +35,47 @@ def spec_of(config: dict[str, Any], where: str = "config.json") -> tuple[Archite
     return architecture, spec
 
 
+def describe_model(
+    path: str, model_impl: str = "auto", trust_remote_code: bool = False
+) -> "tuple[str, ModelSpec | ForeignSpec]":
+    """The architecture's name and the facts of the checkpoint in folder `path`, whoever computes it.
+
+    Raises:
+        ConfigError, CheckpointError: the config cannot be read, or nothing here computes it.
+    """
+    config = read_config(path)
+    chosen = choose_implementation(config, path, model_impl, trust_remote_code)
+    if isinstance(chosen, Architecture):
+        architecture, spec = spec_of(config, os.path.join(path, "config.json"))
+        return architecture.name, spec
+    from moesaic.models.hf_backend.facts import read_facts
+
+    return chosen.architecture, read_facts(path, chosen)
+
+
 LEAST_CACHED = 64 << 20  # bytes of packed weights from which a start gains by finding them packed
 
 
 def load_model(
     config: ModelConfig, device: str, block_size: int = 16, progress: bool = True, kv_dtype: str | None = None
-) -> "Decoder":
+) -> "Decoder | ForeignModels":
     """The model, its parameters filled. Raises ConfigError or CheckpointError.
 
     Args:
         block_size, kv_dtype: of the cache that it will be run on; None for the model's dtype.
     """
+    chosen = choose_implementation(read_config(config.path), config.path, config.model_impl, config.trust_remote_code)
+    if isinstance(chosen, Architecture):
+        return load_native(config, device, block_size, progress, kv_dtype)
+    import torch
+
+    from moesaic.models.hf_backend.build import build
+
+    return build(config, chosen, torch.device(device), block_size, getattr(torch, kv_dtype or config.dtype))
+
+
+def load_native(config: ModelConfig, device: str, block_size: int, progress: bool, kv_dtype: str | None) -> "Decoder":
+    """A model of ours, as `load_model` says."""
     import torch
 
     from moesaic.layers.base import BuildContext, Layer

@@ -14,12 +14,19 @@ class KVManager:
 
     Attributes:
         states: the slots of recurrent state; None for models that have none.
+        whole_prompts: a sequence's tokens are computed in one step when it starts, on nothing that others computed.
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int, enable_prefix_caching: bool, states: StatePool | None = None
+        self,
+        num_blocks: int,
+        block_size: int,
+        enable_prefix_caching: bool,
+        states: StatePool | None = None,
+        whole_prompts: bool = False,
     ) -> None:
         self.block_size = block_size
+        self.whole_prompts = whole_prompts
         self.states = states
         self.cache = PrefixCache(enable_prefix_caching)
         self.pool = BlockPool(num_blocks, self.cache)
@@ -27,7 +34,7 @@ class KVManager:
     @property
     def shares_prompts(self) -> bool:
         """Whether a sequence may begin on what another one computed."""
-        return self.states is None or self.states.enabled
+        return not self.whole_prompts and (self.states is None or self.states.enabled)
 
     def blocks_for(self, num_tokens: int) -> int:
         """How many blocks `num_tokens` tokens take."""
@@ -60,7 +67,9 @@ class KVManager:
 
     def chunk(self, seq: Sequence, start: int, budget: int) -> int:
         """How many tokens a sequence may compute from `start` on: up to its length, the budget, and the next position
-        at which its state is saved."""
+        at which its state is saved; or all of them, where prompts are not divided."""
+        if self.whole_prompts:
+            return len(seq.token_ids) - start
         num_tokens = min(len(seq.token_ids) - start, budget)
         if self.states is None or not self.states.enabled:
             return num_tokens

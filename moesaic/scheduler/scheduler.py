@@ -36,7 +36,9 @@ class Scheduler:
             states = StatePool(
                 num_state_slots, cache.state_checkpoint_interval, cache.block_size, cache.enable_prefix_caching
             )
-        self.kv = KVManager(num_blocks, cache.block_size, cache.enable_prefix_caching, states)
+        self.kv = KVManager(
+            num_blocks, cache.block_size, cache.enable_prefix_caching, states, whole_prompts=config.whole_prompts
+        )
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
         self.stats = EngineStats(kv_blocks_total=num_blocks, state_slots_total=num_state_slots)
@@ -51,15 +53,22 @@ class Scheduler:
         """Queue the n sequences of a request.
 
         Raises:
-            RequestError: its id is in use, or all blocks together could not hold one of its sequences.
+            RequestError: its id is in use, all blocks together could not hold one of its sequences, or its prompt is
+                longer than a step where prompts are computed whole.
         """
         if request.request_id in self._live:
             raise RequestError(f"request id {request.request_id!r} is already in use", "request_id")
-        tokens = len(request.prompt_token_ids) + request.max_tokens
+        prompt_len, budget = len(request.prompt_token_ids), self.config.max_num_batched_tokens
+        if self.config.whole_prompts and prompt_len > budget:
+            raise RequestError(
+                f"prompt has {prompt_len} tokens, and this model computes prompts whole, in steps of at most {budget}: "
+                "start with a larger --max-num-batched-tokens"
+            )
+        tokens = prompt_len + request.max_tokens
         if self.kv.blocks_for(tokens) > self.kv.pool.num_blocks:
             capacity = self.kv.pool.num_blocks * self.kv.block_size
             raise RequestError(
-                f"prompt ({len(request.prompt_token_ids)} tokens) and max_tokens ({request.max_tokens}) need "
+                f"prompt ({prompt_len} tokens) and max_tokens ({request.max_tokens}) need "
                 f"{tokens} tokens of KV cache, which holds {capacity} in all"
             )
         sequences: list[Sequence] = []
@@ -142,14 +151,14 @@ class Scheduler:
                 continue
             prefix = self.kv.find_prefix(seq)
             num_tokens = self.kv.chunk(seq, len(prefix) * self.kv.block_size, budget)
-            if not self.kv.room_for(seq, prefix, num_tokens):
-                break
+            if not self.kv.room_for(seq, prefix, num_tokens) or (num_tokens > budget and plan.new):
+                break  # one alone may take more than is left: it is computed whole, perhaps again, with its output
             self._start(seq, prefix)
             blocks = self.kv.grow(seq, num_tokens)
             assert blocks is not None, "room_for promised them"
             plan.new.append(_introduce(seq))
             self._advance(plan, seq, num_tokens, prefix + blocks)
-            budget -= num_tokens
+            budget = max(0, budget - num_tokens)
 
     def _advance(self, plan: StepPlan, seq: Sequence, num_tokens: int, new_blocks: list[int]) -> None:
         end = seq.num_computed + num_tokens

@@ -13,7 +13,7 @@ from moesaic.core.batch import Batch
 from moesaic.core.log import get_logger
 from moesaic.kernels.cpu.replay import NotReplayable, Program, record
 from moesaic.layers.kv_cache import Cache
-from moesaic.models.decoder import Decoder
+from moesaic.models.served import ServedModel
 from moesaic.worker.inputs import SingleTokens
 
 logger = get_logger(__name__)
@@ -22,7 +22,7 @@ logger = get_logger(__name__)
 class RecordedStep:
     """The recording of a model's decode step over its caches, or none where it cannot be recorded."""
 
-    def __init__(self, model: Decoder, caches: Sequence[Cache], inputs: SingleTokens) -> None:
+    def __init__(self, model: ServedModel, caches: Sequence[Cache], inputs: SingleTokens) -> None:
         self.model = model
         self.capacity = inputs.capacity
         self.program = self._record(caches, inputs)

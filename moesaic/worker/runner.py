@@ -8,7 +8,7 @@ import torch
 from moesaic.core.batch import Batch
 from moesaic.core.step import Advance, Sampled, StepPlan, StepResult
 from moesaic.layers.kv_cache import Cache, StateCache
-from moesaic.models.decoder import Decoder
+from moesaic.models.served import ServedModel
 from moesaic.worker.inputs import SequenceTable, num_prompt_rows
 from moesaic.worker.recorded import RecordedStep
 from moesaic.worker.sampler import NOT_FINITE, logprob_rows
@@ -21,16 +21,19 @@ class Runner:
         replay: record the model's decode step and replay it, where that can be done.
     """
 
-    def __init__(self, model: Decoder, caches: Sequence[Cache], table: SequenceTable, replay: bool) -> None:
+    def __init__(self, model: ServedModel, caches: Sequence[Cache], table: SequenceTable, replay: bool) -> None:
         self.model = model
         self.caches = caches
         self.states = [cache for cache in caches if isinstance(cache, StateCache)]
         self.table = table
-        self.recorded = RecordedStep(model, caches, table.singles) if replay and table.singles is not None else None
+        records = replay and model.replayable and table.singles is not None
+        self.recorded = RecordedStep(model, caches, table.singles) if records else None
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Compute a plan's tokens and sample where a sequence caught up with its length."""
         self.table.apply(plan)
+        if plan.gone:
+            self.model.forget(plan.gone)
         if not plan.advance:
             return StepResult([], 0.0)
         batch = self.table.batch(plan.advance)

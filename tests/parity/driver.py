@@ -1,19 +1,27 @@
 """A stand-in for the engine: feeds token streams to a Decoder through Batches, in any chunks, over a paged cache."""
 
+from typing import Any
+
 import torch
 
 from moesaic.core.batch import Batch
 from moesaic.core.config import ModelConfig
 from moesaic.layers.kv_cache import StateSpec
-from moesaic.models.decoder import Decoder
 from moesaic.models.load import load_model
 
 BLOCK_SIZE = 4
 NUM_SLOTS = 16
 
 
-def load(path: str, dtype: str = "float32", load_format: str = "auto", seed: int = 0, backend: str = "auto") -> Decoder:
-    """The model in folder `path`, on the CPU."""
+def load(
+    path: str,
+    dtype: str = "float32",
+    load_format: str = "auto",
+    seed: int = 0,
+    backend: str = "auto",
+    **options: Any,
+) -> Any:
+    """The model in folder `path`, on the CPU: a Decoder, or what stands for it; `options` are ModelConfig's."""
     config = ModelConfig(
         path=str(path),
         name="tiny",
@@ -22,6 +30,7 @@ def load(path: str, dtype: str = "float32", load_format: str = "auto", seed: int
         load_format=load_format,
         seed=seed,
         moe_backend=backend,
+        **options,
     )
     return load_model(config, "cpu", block_size=BLOCK_SIZE, progress=False)
 
@@ -29,7 +38,7 @@ def load(path: str, dtype: str = "float32", load_format: str = "auto", seed: int
 class Driver:
     """Runs sequences on a Decoder. Blocks are handed out scattered, and unwritten slots hold NaN."""
 
-    def __init__(self, model: Decoder, num_blocks: int = 64, block_size: int = BLOCK_SIZE) -> None:
+    def __init__(self, model: Any, num_blocks: int = 64, block_size: int = BLOCK_SIZE) -> None:
         self.model = model
         self.block_size = block_size
         self.caches = [

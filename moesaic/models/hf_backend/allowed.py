@@ -1,0 +1,61 @@
+"""The allow-list of the backend: what a parity test backs (tests/families/backend.py), and nothing else. Torch-free.
+
+An architecture that has a spec of ours is served by it, whether it is here or not, unless `--model-impl transformers`
+asks for this way.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Mode = Literal["packed", "request"]
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """An architecture, and how it is run.
+
+    Attributes:
+        mode: "packed": a step's sequences in one row over our paged cache; "request": one cache of transformers'
+            a sequence, prompts computed whole, nothing found in the prefix cache.
+        experts: whether our kernels compute the experts, or transformers' own code.
+        attention: transformers' attention where the mode is "request"; None for its own choice.
+        remarks: limits, for people.
+        remote: the class that `auto_map` names, where the folder's own code computes.
+    """
+
+    architecture: str
+    mode: Mode
+    experts: Literal["ours", "transformers"] = "ours"
+    attention: str | None = None
+    remarks: str = ""
+    remote: str = ""
+
+
+_PACKED = """
+    AfmoeForCausalLM AriaTextForCausalLM AXK1ForCausalLM BeamForCausalLM DeepseekOcr2ForConditionalGeneration
+    DeepseekV2ForCausalLM DeepseekV3ForCausalLM Ernie4_5_VLMoeForConditionalGeneration FlintForCausalLM
+    Gemma4ForCausalLM Glm4MoeLiteForCausalLM Glm4vMoeForConditionalGeneration GraniteMoeSWAForCausalLM HYV3ForCausalLM
+    Kolibri1ForCausalLM LagunaForCausalLM MellumForCausalLM MiMoV2FlashForCausalLM Mistral4ForCausalLM
+    PhimoeForCausalLM Qwen3VLMoeForConditionalGeneration SolarOpenForCausalLM
+"""
+_PACKED_THEIR_EXPERTS = """
+    DbrxForCausalLM JetMoeForCausalLM LongcatFlashForCausalLM MuseSparkForConditionalGeneration
+    Step3p7ForConditionalGeneration
+"""
+_REQUEST = """
+    AXK2ForCausalLM BailingHybridForCausalLM DeepseekV32ForCausalLM Dots3NoteForCausalLM GlmMoeDsaForCausalLM
+    GraniteMoeHybridForCausalLM JambaForCausalLM KimiLinearForCausalLM Lfm2MoeForCausalLM MiniMaxForCausalLM
+    MiniMaxM3VLForCausalLM NemotronHForCausalLM Qwen3NextForCausalLM Qwen3_5MoeForCausalLM Qwen4ExpForCausalLM
+    ZayaForCausalLM
+"""
+_REQUEST_THEIR_EXPERTS = """
+    DeepseekV4ForCausalLM Glm5NextForConditionalGeneration HYV4ForCausalLM Inkling2ForCausalLM Llama4ForCausalLM
+    MistralLarge4ForConditionalGeneration
+"""
+
+ALLOWED: dict[str, Allowed] = {
+    **{name: Allowed(name, "packed") for name in _PACKED.split()},
+    **{name: Allowed(name, "packed", experts="transformers") for name in _PACKED_THEIR_EXPERTS.split()},
+    **{name: Allowed(name, "request") for name in _REQUEST.split()},
+    **{name: Allowed(name, "request", experts="transformers") for name in _REQUEST_THEIR_EXPERTS.split()},
+}

@@ -1,0 +1,95 @@
+"""What the engine must know of a model that transformers computes, read from its config before weights are."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from moesaic.core.errors import ConfigError
+from moesaic.models.hf_backend.allowed import Allowed
+
+POSITIONS = ("max_position_embeddings", "max_sequence_length", "max_seq_len", "seq_length", "n_positions")
+TOP_K = (
+    *("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k", "top_k_experts"),
+    "num_experts_per_topk",
+)
+
+
+@dataclass(frozen=True)
+class ForeignSpec:
+    """The facts that a native model's spec has too, under the same names.
+
+    Attributes:
+        entry: of the allow-list.
+        num_active_parameters: less those of experts that a token is not routed to, where they can be told apart.
+    """
+
+    entry: Allowed
+    vocab_size: int
+    max_position_embeddings: int
+    num_parameters: int
+    num_active_parameters: int
+
+    @property
+    def whole_prompts(self) -> bool:
+        """Whether a prompt must be computed in one step, and is never found in the prefix cache."""
+        return self.entry.mode == "request"
+
+
+def read_facts(path: str, entry: Allowed) -> ForeignSpec:
+    """The facts of the checkpoint in folder `path`. Raises ConfigError."""
+    import torch
+
+    from moesaic.models.hf_backend.experts import is_experts
+
+    config = load_config(path, entry)
+    text = config.get_text_config(decoder=True)
+    with torch.device("meta"):
+        model = class_of(entry, path)._from_config(config)
+    total = sum(p.numel() for p in model.parameters())
+    idle = 0
+    for module in model.modules():
+        if is_experts(module):
+            top_k = next((int(getattr(text, name)) for name in TOP_K if isinstance(_value(text, name), int)), None)
+            count = sum(p.numel() for p in module.parameters())
+            idle += 0 if top_k is None else count - count * min(top_k, module.num_experts) // module.num_experts
+    return ForeignSpec(entry, int(text.vocab_size), _positions(text, path), total, total - idle)
+
+
+def load_config(path: str, entry: Allowed) -> Any:
+    """transformers' config of the folder. Raises ConfigError with transformers' reason."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=entry.remote)
+    except Exception as error:  # strict config classes raise many kinds; the message is what the user needs
+        raise ConfigError(f"{os.path.join(path, 'config.json')}: transformers does not read it: {error}") from error
+
+
+def class_of(entry: Allowed, path: str) -> Any:
+    """The class that computes the model: transformers' own, or the folder's where it may run code of its own."""
+    import transformers
+
+    if not entry.remote:
+        found = getattr(transformers, entry.architecture, None)
+        if found is None:
+            raise ConfigError(f"transformers {transformers.__version__} has no {entry.architecture}: update it")
+        return found
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    return get_class_from_dynamic_module(entry.remote, path, local_files_only=True)
+
+
+def _value(config: Any, name: str) -> Any:
+    """An attribute of a config, None where it has none; per-layer ones raise an error of their own kind."""
+    try:
+        return getattr(config, name, None)
+    except Exception:
+        return None
+
+
+def _positions(config: Any, path: str) -> int:
+    for name in POSITIONS:
+        value = _value(config, name)
+        if isinstance(value, int) and value > 0:
+            return value
+    raise ConfigError(f"{os.path.join(path, 'config.json')} has none of {', '.join(POSITIONS)}")

@@ -1,0 +1,80 @@
+"""transformers' model of a checkpoint, its weights read by transformers and every miss refused."""
+
+from typing import Any
+
+import torch
+
+from moesaic.core.config import ModelConfig
+from moesaic.core.errors import CheckpointError, UnsupportedError
+from moesaic.core.log import get_logger
+from moesaic.models.hf_backend import attention, experts
+from moesaic.models.hf_backend.facts import ForeignSpec, class_of, load_config
+
+log = get_logger(__name__)
+
+MOST_NAMED = 20
+
+
+def load(config: ModelConfig, spec: ForeignSpec, device: torch.device) -> Any:
+    """The model in inference mode. Raises CheckpointError or UnsupportedError.
+
+    What transformers would leave random (weights that the checkpoint lacks, or has in another shape) and what it would
+    drop is refused by name.
+    """
+    attention.register()
+    experts.register()
+    cls, own = class_of(spec.entry, config.path), load_config(config.path, spec.entry)
+    kinds: dict[str, Any] = {"dtype": getattr(torch, config.dtype)}
+    if spec.entry.mode == "packed":
+        towers = own.get_text_config(decoder=True) is not own
+        kinds["attn_implementation"] = {"text_config": attention.NAME} if towers else attention.NAME
+    elif spec.entry.attention is not None:
+        kinds["attn_implementation"] = spec.entry.attention
+    if config.load_format == "dummy":
+        torch.manual_seed(config.seed)
+        model = cls._from_config(own, **kinds)
+    else:
+        model = _from_pretrained(cls, config, own, kinds)
+    return model.to(device).eval()
+
+
+def _from_pretrained(cls: Any, config: ModelConfig, own: Any, kinds: dict[str, Any]) -> Any:
+    try:
+        model, info = cls.from_pretrained(
+            config.path,
+            config=own,
+            local_files_only=True,
+            weights_only=True,
+            use_safetensors={"safetensors": True, "bin": False}.get(config.load_format),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            **kinds,
+        )
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"transformers does not load {config.path}: {error}") from error
+    lines = [
+        f"{title}: {', '.join(sorted(map(str, info[kind]))[:MOST_NAMED])}"
+        + (" ..." if len(info[kind]) > MOST_NAMED else "")
+        for kind, title in (
+            ("missing_keys", "missing (no tensor fills this parameter)"),
+            ("unexpected_keys", "superfluous (no parameter takes this tensor)"),
+            ("mismatched_keys", "of the wrong shape"),
+            ("error_msgs", "errors"),
+        )
+        if info.get(kind)
+    ]
+    if lines:
+        raise CheckpointError(f"the checkpoint in {config.path} does not fit the model:\n  " + "\n  ".join(lines))
+    return model
+
+
+def refuse_quantised(raw: dict[str, Any], path: str) -> None:
+    """Raise UnsupportedError for a checkpoint that is quantised already."""
+    text = raw.get("text_config")
+    for part in (raw, text if isinstance(text, dict) else {}):
+        quantization = part.get("quantization_config")
+        if quantization is not None:
+            method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
+            raise UnsupportedError(
+                f"{path}: quantization_config (method {method}) is not supported yet: use an unquantised checkpoint"
+            )

@@ -1,0 +1,121 @@
+"""Architectures that transformers' own code computes, against transformers: the same logits, the same greedy tokens.
+
+A sample of them runs by default, one for each way in which they differ from what serves them; `make parity` runs all.
+"""
+
+import pytest
+import torch
+
+from moesaic import LLM, SamplingParams
+from moesaic.models.hf_backend.allowed import ALLOWED
+from tests.families.backend import FAMILIES, model_of
+from tests.parity.driver import Driver, load, relative_difference
+from tests.parity.test_families import CHUNKS, TOLERANCE, random_streams, reference_logits
+from tests.tiny_models import draw
+
+SAMPLE = (
+    "AfmoeForCausalLM",  # windows
+    "MiMoV2FlashForCausalLM",  # sinks, values narrower than keys
+    "Glm4vMoeForConditionalGeneration",  # a tower for images, positions of three parts
+    "LongcatFlashForCausalLM",  # two attentions a layer, transformers' experts
+    "NemotronHForCausalLM",  # recurrent state, experts without gates
+    "DeepseekV32ForCausalLM",  # a sparse indexer that reads the mask
+)
+LOOSE = {"DbrxForCausalLM": 1e-3}  # transformers' own decoding differs by 1e-4 from its own prefill
+PROMPTS = [[5, 9, 60, 3], [7], list(range(20, 57)), [1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89] * 3]
+TOKENS = 24
+BLOCK_SIZE = 4
+
+ALL = [pytest.param(name, marks=() if name in SAMPLE else pytest.mark.parity_full) for name in sorted(ALLOWED)]
+
+
+def test_the_list_holds_what_is_tested():
+    assert sorted(ALLOWED) == sorted(FAMILIES)
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_logits(architecture, tmp_path):
+    check_logits(architecture, tmp_path, "auto")
+
+
+@pytest.mark.parametrize("architecture", SAMPLE)
+def test_logits_of_the_reference_backend(architecture, tmp_path):
+    check_logits(architecture, tmp_path, "reference")
+
+
+def check_logits(architecture, tmp_path, backend):
+    """The model's logits, in batches and in steps, are those of transformers."""
+    reference = draw(model_of(architecture))
+    reference.save_pretrained(tmp_path)
+    streams = random_streams()
+    expected = reference_logits(reference, streams)
+    model = load(tmp_path, backend=backend, model_impl="transformers")
+    ways = whole_then_single(model, streams) if model.spec.whole_prompts else in_chunks(model, streams)
+    for name, logits in ways.items():
+        worst = max(relative_difference(logits[i], expected[i]) for i in streams)
+        assert worst < LOOSE.get(architecture, TOLERANCE), f"{architecture}, {name}: {worst:.2e}"
+    ours = ALLOWED[architecture].experts == "ours"
+    assert bool(model.expert_stats.counts.sum()) or not ours, "no expert was asked for"
+
+
+def in_chunks(model, streams):
+    return {name: Driver(model).run(streams, chunks) for name, chunks in CHUNKS.items()}
+
+
+def whole_then_single(model, streams):
+    """The first half of each stream at once, then a token a step; and another batch of the same."""
+    results = {}
+    for name, part in {"halves": 2, "thirds": 3}.items():
+        driver = Driver(model)
+        starts = {i: -(-len(tokens) // part) for i, tokens in streams.items()}
+        logits = {i: [rows] for i, rows in driver.step({i: t[: starts[i]] for i, t in streams.items()}).items()}
+        for at in range(max(map(len, streams.values()))):
+            now = {i: [t[starts[i] + at]] for i, t in streams.items() if starts[i] + at < len(t)}
+            for i, rows in (driver.step(now) if now else {}).items():
+                logits[i].append(rows)
+        model.forget(streams)
+        results[name] = {i: torch.cat(rows) for i, rows in logits.items()}
+    return results
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_greedy_tokens(architecture, tmp_path):
+    """Through the whole engine, in batches, prompts in chunks where they may be; then again, with preemptions."""
+    reference = draw(model_of(architecture), seed=3)
+    reference.save_pretrained(tmp_path)
+    expected = [greedy(reference, prompt) for prompt in PROMPTS]
+    budget = 48 if ALLOWED[architecture].mode == "request" else 16
+    options = {"skip_tokenizer_init": True, "threads": 1, "block_size": BLOCK_SIZE, "model_impl": "transformers"}
+    llm = LLM(str(tmp_path), max_num_batched_tokens=budget, max_model_len=64, **options)
+    assert generate(llm) == expected
+    engine = llm.llm_engine.engine
+    preempt_often(engine)
+    assert generate(llm) == expected
+    assert engine.stats.preemptions_total > 2
+
+
+def generate(llm):
+    params = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
+    outputs = llm.generate([{"prompt_token_ids": p} for p in PROMPTS], params, use_tqdm=False)
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+def preempt_often(engine):
+    """From now on, every seventh step takes the blocks of a running sequence."""
+    step, scheduler, count = engine.step, engine.scheduler, iter(range(10_000))
+
+    def stepped():
+        if next(count) % 7 == 5 and scheduler.running:
+            scheduler.preempt(scheduler.running[-1])
+        return step()
+
+    engine.step = stepped
+
+
+def greedy(model, prompt):
+    """transformers' own tokens."""
+    ids = torch.tensor([prompt])
+    settings = {"max_new_tokens": TOKENS, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with torch.inference_mode():
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
+    return out[0, len(prompt) :].tolist()
