@@ -37,7 +37,8 @@ def tiny_reference(family: str, *, seed: int = 0, tie: bool = False, **overrides
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     config = tiny_config(family, tie=tie, **overrides)
-    kind = AutoModelForImageTextToText if family in MULTIMODAL else AutoModelForCausalLM
+    plain = family not in MULTIMODAL and type(config) in AutoModelForCausalLM._model_mapping
+    kind = AutoModelForCausalLM if plain else AutoModelForImageTextToText
     model = kind.from_config(config, attn_implementation="eager", experts_implementation="eager")
     return draw(model.float().eval(), seed, stored_less_one=family in STORED_LESS_ONE)
 

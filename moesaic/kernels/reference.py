@@ -15,6 +15,7 @@ from moesaic.kernels.reference_attention import (
 )
 from moesaic.kernels.reference_elementwise import add_bias, apply_gate, clamp, mix, softcap
 from moesaic.kernels.reference_expert_linear import gather_linear, spread_linear
+from moesaic.kernels.reference_latent import head_linear, prepare_latent
 from moesaic.kernels.reference_moe import activated_linear, combine, fused_moe, gated_linear, linear
 from moesaic.kernels.reference_norm import (
     add_layer_norm,
@@ -52,6 +53,7 @@ __all__ = [
     "gated_norm",
     "gather_linear",
     "gather_rows",
+    "head_linear",
     "layer_norm",
     "linear",
     "linear_attention",
@@ -59,6 +61,7 @@ __all__ = [
     "norm_heads",
     "paged_attention",
     "plan_attention",
+    "prepare_latent",
     "prepare_qkv",
     "query_temperature",
     "rms_norm",

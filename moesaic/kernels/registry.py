@@ -20,9 +20,12 @@ BACKENDS = {"cpu": "moesaic.kernels.cpu.backend", "reference": "moesaic.kernels.
 FAMILIES = {
     "matrices": (
         *("embed", "linear", "gated_linear", "activated_linear", "fused_moe"),
-        *("spread_linear", "gather_linear"),
+        *("spread_linear", "gather_linear", "head_linear"),
     ),
-    "attention": ("rope_table", "rotate", "query_temperature", "prepare_qkv", "plan_attention", "paged_attention"),
+    "attention": (
+        *("rope_table", "rotate", "query_temperature", "prepare_qkv", "prepare_latent"),
+        *("plan_attention", "paged_attention"),
+    ),
     "norms": (
         *("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "gather_rows"),
         *("mix", "apply_gate", "softcap", "clamp", "norm_heads", "add_bias"),

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from moesaic.core.formats import Kind, WeightFormat
 from moesaic.distributed.groups import SINGLE, ProcessGroup
 from moesaic.kernels.cpu.arena import Arenas
-from moesaic.kernels.cpu.packed import Both, PackedMatrix, Sink
+from moesaic.kernels.cpu.packed import Both, PackedMatrix, Sink, Split
 from moesaic.kernels.registry import FAMILIES, FAMILY_OF, kernel
 
-NamedViews = Iterator[tuple[str, Tensor | Sink | Both]]
+NamedViews = Iterator[tuple[str, Tensor | Sink | Both | Split]]
 KIND_OF: dict[torch.dtype, Kind] = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
 REFERENCE = dict.fromkeys(FAMILIES, "reference")
 

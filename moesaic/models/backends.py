@@ -5,7 +5,7 @@ import torch
 from moesaic.core.log import get_logger
 from moesaic.kernels.cpu import library
 from moesaic.kernels.registry import Case, choose
-from moesaic.models.spec import AttentionSpec, ExpertAttentionSpec, LayerSpec, ModelSpec, MoESpec
+from moesaic.models.spec import AttentionSpec, ExpertAttentionSpec, LatentAttentionSpec, LayerSpec, ModelSpec, MoESpec
 
 log = get_logger(__name__)
 
@@ -41,7 +41,7 @@ def choose_backends(
         "attention": _unique(
             _attention_options(mixer, block_size)
             for mixer in mixers
-            if isinstance(mixer, AttentionSpec | ExpertAttentionSpec)
+            if isinstance(mixer, AttentionSpec | ExpertAttentionSpec | LatentAttentionSpec)
         ),
         "norms": [()],
         "recurrent": [()],
@@ -61,7 +61,17 @@ def _matrix_options(layer: LayerSpec) -> tuple[tuple[str, object], ...]:
     return (("activation", layer.ffn.activation),)
 
 
-def _attention_options(a: AttentionSpec | ExpertAttentionSpec, block_size: int) -> tuple[tuple[str, object], ...]:
+def _attention_options(
+    a: AttentionSpec | ExpertAttentionSpec | LatentAttentionSpec, block_size: int
+) -> tuple[tuple[str, object], ...]:
+    if isinstance(a, LatentAttentionSpec):
+        return (
+            ("block_size", block_size),
+            ("num_heads", a.num_heads),
+            ("num_kv_heads", 1),
+            ("head_dim", a.cached_dim),
+            ("latent_dim", a.latent_dim),
+        )
     return (
         ("block_size", block_size),
         ("num_heads", a.num_heads),

@@ -9,12 +9,21 @@ from typing import Any
 from moesaic.experts.attention import ExpertAttention
 from moesaic.layers.attention import GroupedQueryAttention
 from moesaic.layers.base import BuildContext, Layer
+from moesaic.layers.latent_attention import LatentAttention
 from moesaic.layers.short_conv import ShortConv
-from moesaic.models.spec import AttentionSpec, ExpertAttentionSpec, MixerSpec, NormSpec, ShortConvSpec
+from moesaic.models.spec import (
+    AttentionSpec,
+    ExpertAttentionSpec,
+    LatentAttentionSpec,
+    MixerSpec,
+    NormSpec,
+    ShortConvSpec,
+)
 
 MIXERS: dict[type[Any], type[Any]] = {
     AttentionSpec: GroupedQueryAttention,
     ExpertAttentionSpec: ExpertAttention,
+    LatentAttentionSpec: LatentAttention,
     ShortConvSpec: ShortConv,
 }
 

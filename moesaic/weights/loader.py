@@ -29,7 +29,10 @@ DUMMY_STD = 0.02
 
 
 class Sink(Protocol):
-    """Where a weight goes that is not kept as a tensor, such as some rows of a packed matrix."""
+    """Where a weight goes that is not kept as a tensor, such as some rows of a packed matrix.
+
+    One with an attribute `whole` that is true must be filled at once, not some rows at a time.
+    """
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -116,14 +119,17 @@ def _pieces(source: Source, copy: Copy, into: Target) -> Iterator[Piece]:
     if isinstance(into, torch.Tensor) or copy.view is not None:
         yield Piece(copy, into, 0, into.shape[0])
         return
-    for start, stop in _row_ranges(into.shape, FLOAT_DTYPES[source.tensors[copy.source].dtype].itemsize):
+    for start, stop in _row_ranges(into, FLOAT_DTYPES[source.tensors[copy.source].dtype].itemsize):
         yield Piece(copy, into, start, stop)
 
 
-def _row_ranges(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[int, int]]:
+def _row_ranges(into: Target, itemsize: int) -> Iterator[tuple[int, int]]:
     """Rows of a tensor in pieces that the staging buffer holds."""
+    shape = tuple(into.shape)
     row_bytes = max(1, math.prod(shape[1:]) * itemsize)
     step = max(1, STAGING_BYTES // row_bytes // PIECE_ROWS) * PIECE_ROWS
+    if getattr(into, "whole", False):
+        step = shape[0]
     for start in range(0, shape[0], step):
         yield start, min(start + step, shape[0])
 
@@ -199,10 +205,8 @@ def fill_dummy(parameters: Mapping[str, Target], seed: int) -> None:
 def _pour_dummy(sink: Sink, generator: torch.Generator) -> None:
     """The same numbers as a tensor would get, some rows at a time. (torch draws 16 numbers at once, so that pieces of
     a multiple of 16 make the sequence of the whole.)"""
-    rows, cols = sink.shape
-    step = max(1, STAGING_BYTES // (4 * cols) // PIECE_ROWS) * PIECE_ROWS
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
+    for start, stop in _row_ranges(sink, 4):
+        cols = sink.shape[1]
         sink.rows(start, stop).fill(torch.empty(stop - start, cols).normal_(0.0, DUMMY_STD, generator=generator))
 
 
@@ -226,7 +230,7 @@ def _bytes_read(source: Source, copy: Copy, shape: tuple[int, ...]) -> int:
 def _check_equal(source: Source, check: Copy, parameter: Target, where: str) -> None:
     """Raise CheckpointError unless tensor `check.source` equals `parameter`, compared some rows at a time."""
     staging, shape = Staging(source), tuple(parameter.shape)
-    for start, stop in _row_ranges(shape, FLOAT_DTYPES[source.tensors[check.source].dtype].itemsize):
+    for start, stop in _row_ranges(parameter, FLOAT_DTYPES[source.tensors[check.source].dtype].itemsize):
         theirs = staging.read(check, start, stop, shape)
         if isinstance(parameter, torch.Tensor):
             mine = parameter[start:stop]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from moesaic.core.errors import ConfigError
-from moesaic.kernels.cpu.packed import Both, PackedMatrix, Sink
+from moesaic.kernels.cpu.packed import Both, PackedMatrix, Sink, Split
 from moesaic.weights.loader import Target
 from moesaic.weights.quantization import QuantizationPlan
 
@@ -39,6 +39,6 @@ def check_plan(plan: QuantizationPlan, parameters: Mapping[str, Target]) -> None
 
 
 def _sinks(into: Target | Both) -> list[Sink]:
-    if isinstance(into, Both):
+    if isinstance(into, Both | Split):
         return [into.first, into.second]
     return [into] if isinstance(into, Sink) else []

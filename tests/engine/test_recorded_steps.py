@@ -38,7 +38,10 @@ class Compared(RecordedStep):
         return replayed
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "olmoe", "granitemoe", "mixtral", "llama", "llama4_text"])
+RECORDED = ["qwen3_moe", "olmoe", "granitemoe", "mixtral", "llama", "llama4_text", "deepseek_v3", "mistral4"]
+
+
+@pytest.mark.parametrize("family", RECORDED)
 def test_the_bits_are_those_of_the_plain_way_at_every_batch_size(tiny_model, family):
     llm = engine(tiny_model(family))
     step = runner_of(llm).recorded

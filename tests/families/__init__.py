@@ -8,9 +8,9 @@ and, where there are such, `STORED_LESS_ONE`: families whose norms' weights are 
 from itertools import chain
 from typing import Any
 
-from tests.families import dense, first, gated, grouped, hybrid, multimodal, recurrent
+from tests.families import dense, first, gated, grouped, hybrid, latent, multimodal, recurrent
 
-GROUPS = (dense, gated, grouped, hybrid, multimodal, recurrent)  # beside the first five
+GROUPS = (dense, gated, grouped, hybrid, latent, multimodal, recurrent)  # beside the first five
 
 FAMILIES = tuple(first.CONFIGS)
 MORE_FAMILIES = tuple(sorted(chain.from_iterable(group.CONFIGS for group in GROUPS)))

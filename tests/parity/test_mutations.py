@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from moesaic.kernels.cpu.latent import PackedHeads
 from moesaic.kernels.cpu.packed import PackedMatrix
 from moesaic.layers.rope import inverse_frequencies
 from tests.parity.driver import Driver, load, relative_difference
@@ -89,6 +90,22 @@ def shift_page_table(model):
         layer.mlp.experts.slot_of.copy_(layer.mlp.experts.slot_of.roll(1))
 
 
+def latents_not_normed(model):
+    for layer in model.layers:
+        layer.attention.kv_a_norm.weight.fill_(1.0)
+
+
+def swap_heads(model):
+    for layer in model.layers:
+        layer.attention.kv_b.absorbing = PackedHeads(layer.attention.kv_b.keys[::-1])
+
+
+def halves_for_neighbours(model):
+    for layer in model.layers:
+        spec = layer.attention.spec
+        layer.attention.spec = replace(spec, rope=replace(spec.rope, interleaved=False))
+
+
 CASES = {
     "mixtral: no renormalisation": ("mixtral", {}, router(renormalize=False)),
     "mixtral: one expert fewer": ("mixtral", {}, router(top_k=1)),
@@ -115,6 +132,11 @@ CASES = {
     "phimoe: the second expert weighed beside the first": ("phimoe", {}, router(scoring="softmax")),
     "phimoe: jitter": ("phimoe", {}, router(jitter=0.01)),
     "dbrx: clip forgotten": ("dbrx", {}, attention(clip_qkv=None)),
+    "deepseek_v3: scale without yarn": ("deepseek_v3", {}, attention(scale=32**-0.5)),
+    "deepseek_v3: latents not normed": ("deepseek_v3", {}, latents_not_normed),
+    "deepseek_v3: heads' keys swapped": ("deepseek_v3", {}, swap_heads),
+    "deepseek_v3: halves for neighbours": ("deepseek_v3", {}, halves_for_neighbours),
+    "mistral4: temperature forgotten": ("mistral4", {}, attention(temperature=None)),
     "llama: rope llama3 forgotten": ("llama", {"rope_parameters": LLAMA3}, rope(scaling=None)),
     "llama: rope yarn forgotten": ("llama", {"rope_parameters": YARN}, rope(scaling=None)),
 }

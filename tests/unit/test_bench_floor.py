@@ -1,5 +1,7 @@
 """The floor of a step, counted by hand on a model small enough for it."""
 
+from dataclasses import replace
+
 import pytest
 
 from moesaic.core.formats import WeightFormat
@@ -15,7 +17,17 @@ from moesaic.entrypoints.bench.floor import (
     step_operations,
     weight_bytes,
 )
-from moesaic.models.spec import AttentionSpec, DenseSpec, LayerSpec, ModelSpec, MoESpec, NormSpec, RopeSpec, RouterSpec
+from moesaic.models.spec import (
+    AttentionSpec,
+    DenseSpec,
+    LatentAttentionSpec,
+    LayerSpec,
+    ModelSpec,
+    MoESpec,
+    NormSpec,
+    RopeSpec,
+    RouterSpec,
+)
 
 HIDDEN, VOCAB, INNER, EXPERTS, TOP = 8, 32, 4, 4, 2
 BF16 = WeightFormat("bf16")
@@ -104,3 +116,18 @@ def test_all_weights() -> None:
     spec = model(MOE, DENSE)
     every = VOCAB * HIDDEN * 2 + 2 * PROJECTIONS + HIDDEN * EXPERTS + EXPERTS * EXPERT + EXPERT
     assert weight_bytes(spec, PLAIN) == pytest.approx(2 * every + 2 * NORMS)
+
+
+def test_latent_attention_reads_latents_and_multiplies_with_each_head():
+    latent = LatentAttentionSpec(
+        num_heads=2, latent_dim=4, key_dim=3, rope_dim=2, value_dim=5, query_rank=6, scale=1.0, rope=None
+    )
+    plain = model(DENSE)
+    spec = replace(plain, layers=(LayerSpec(attention=latent, ffn=DENSE),))
+    projections = HIDDEN * 6 + 6 * 2 * 5 + HIDDEN * 6 + 4 * 2 * (3 + 5) + 2 * 5 * HIDDEN
+    assert latent.num_parameters(HIDDEN) == projections + 6 + 4  # norms of both latents
+    small = 4 * (6 + 4) + NORMS
+    weights = 2 * (VOCAB * HIDDEN + projections + EXPERT) + small
+    assert step_bytes(spec, PLAIN, decode(1, 10)) == pytest.approx(weights + 2 * 10 * (4 + 2))
+    products = VOCAB * HIDDEN + projections + EXPERT + 10 * 2 * (4 + 2 + 4)
+    assert step_operations(spec, decode(1, 10)) == pytest.approx(2 * products)

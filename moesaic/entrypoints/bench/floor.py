@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moesaic.core.formats import WeightFormat
-from moesaic.models.spec import AttentionSpec, DenseSpec, ModelSpec, MoESpec
+from moesaic.models.spec import AttentionSpec, DenseSpec, LatentAttentionSpec, MixerSpec, ModelSpec, MoESpec
 
 BITS = {"f32": 32, "f16": 16, "bf16": 16, "w8": 8, "w4": 4, "w8a8": 8}
 SCALE_BITS = 16
@@ -81,10 +81,9 @@ def step_bytes(spec: ModelSpec, formats: Formats, work: Work) -> float:
     total = matrix_bytes(formats.head, spec.vocab_size, hidden) if work.rows else 0.0
     for index, layer in enumerate(spec.layers):
         attention, ffn = layer.attention, layer.ffn
-        total += matrix_bytes(formats.dense, attention.q_size + 2 * attention.kv_size, hidden)
-        total += matrix_bytes(formats.dense, hidden, attention.q_size)
-        total += SMALL_BYTES * (attention.num_parameters(hidden) - _projections(attention, hidden) + 2 * hidden)
-        total += formats.kv_bytes * 2 * attention.kv_size * sum(_keys_read(attention, *chunk) for chunk in work.chunks)
+        total += sum(matrix_bytes(formats.dense, *shape) for shape in _projections(attention, hidden))
+        total += SMALL_BYTES * (attention.num_parameters(hidden) - _elements(attention, hidden) + 2 * hidden)
+        total += formats.kv_bytes * _kept(attention) * sum(_keys_read(attention, *chunk) for chunk in work.chunks)
         if isinstance(ffn, MoESpec):
             touched = (
                 expected_distinct(ffn.num_experts, ffn.router.top_k, work.tokens)
@@ -106,8 +105,8 @@ def step_operations(spec: ModelSpec, work: Work) -> float:
     total = float(work.rows * spec.vocab_size * hidden)
     for layer in spec.layers:
         attention = layer.attention
-        total += work.tokens * (_projections(attention, hidden) + layer.ffn.num_active_parameters(hidden))
-        total += 2 * attention.q_size * sum(_pairs(attention, *chunk) for chunk in work.chunks)
+        total += work.tokens * (_elements(attention, hidden) + layer.ffn.num_active_parameters(hidden))
+        total += _pair_products(attention) * sum(_pairs(attention, *chunk) for chunk in work.chunks)
     return MULTIPLY_ADD * total
 
 
@@ -137,19 +136,47 @@ def _ffn_bytes(weight: WeightFormat, hidden: int, ffn: DenseSpec) -> float:
     return matrix_bytes(weight, size * (2 if ffn.gated else 1), hidden) + matrix_bytes(weight, hidden, size)
 
 
-def _projections(attention: AttentionSpec, hidden: int) -> int:
-    """Elements of attention's matrices."""
-    return hidden * (2 * attention.q_size + 2 * attention.kv_size)
+def _projections(attention: MixerSpec, hidden: int) -> list[tuple[int, int]]:
+    """(outputs, inputs) of attention's matrices."""
+    if isinstance(attention, LatentAttentionSpec):
+        down = (attention.query_rank or attention.q_size) + attention.cached_dim
+        return [(down, hidden), *attention.matrices, (hidden, attention.num_heads * attention.value_dim)]
+    qkv = attention.q_size + attention.kv_size + attention.value_size
+    return [(qkv, hidden), (hidden, attention.mixed_size)]
 
 
-def _keys_read(attention: AttentionSpec, start: int, count: int) -> int:
+def _elements(attention: MixerSpec, hidden: int) -> int:
+    """Of attention's matrices."""
+    return sum(rows * cols for rows, cols in _projections(attention, hidden))
+
+
+def _kept(attention: MixerSpec) -> int:
+    """Numbers in the cache for a token."""
+    if isinstance(attention, LatentAttentionSpec):
+        return attention.cached_dim
+    return attention.kv_size + attention.value_size
+
+
+def _pair_products(attention: MixerSpec) -> int:
+    """Multiplications for a token and a position that it sees: scores, and mixing."""
+    if isinstance(attention, LatentAttentionSpec):
+        return attention.num_heads * (attention.cached_dim + attention.latent_dim)
+    return attention.q_size + attention.mixed_size
+
+
+def _window(attention: MixerSpec) -> int | None:
+    return attention.window if isinstance(attention, AttentionSpec) else None
+
+
+def _keys_read(attention: MixerSpec, start: int, count: int) -> int:
     """Positions whose keys a chunk needs: all before its end, or those that its first token's window reaches."""
-    return start + count if attention.window is None else min(start + count, attention.window - 1 + count)
+    window = _window(attention)
+    return start + count if window is None else min(start + count, window - 1 + count)
 
 
-def _pairs(attention: AttentionSpec, start: int, count: int) -> int:
+def _pairs(attention: MixerSpec, start: int, count: int) -> int:
     """Pairs of a computed token and a position that it sees."""
-    window = attention.window
+    window = _window(attention)
     if window is None:
         return count * start + count * (count + 1) // 2
     return sum(min(position + 1, window) for position in range(start, start + count))

@@ -17,6 +17,7 @@ from moesaic.kernels.cpu.attention import (
 from moesaic.kernels.cpu.elementwise import add_bias, apply_gate, mix, softcap
 from moesaic.kernels.cpu.expert_linear import gather_linear, spread_linear
 from moesaic.kernels.cpu.heads import clamp, norm_heads
+from moesaic.kernels.cpu.latent import head_linear, prepare_latent
 from moesaic.kernels.cpu.library import Unavailable, isa
 from moesaic.kernels.cpu.matmul import ACTIVATIONS, activated_linear, fused_moe, gated_linear, linear
 from moesaic.kernels.cpu.norm import add_layer_norm, add_rms_norm, embed, gather_rows, layer_norm, rms_norm
@@ -46,6 +47,7 @@ __all__ = [
     "gated_norm",
     "gather_linear",
     "gather_rows",
+    "head_linear",
     "layer_norm",
     "linear",
     "linear_attention",
@@ -53,6 +55,7 @@ __all__ = [
     "norm_heads",
     "paged_attention",
     "plan_attention",
+    "prepare_latent",
     "prepare_qkv",
     "query_temperature",
     "rms_norm",
@@ -104,7 +107,12 @@ def _recurrent(case: Case) -> str | None:
 
 def _attention(case: Case) -> str | None:
     kinds = ("torch.float32", "torch.float16", "torch.bfloat16", "torch.int8")
-    return None if case.weights in kinds else f"its KV cache is not kept in {case.weights.removeprefix('torch.')}"
+    if case.weights not in kinds:
+        return f"its KV cache is not kept in {case.weights.removeprefix('torch.')}"
+    latent = case.option("latent_dim")
+    return (
+        None if latent is None or latent % 16 == 0 else f"latents of {latent} numbers, no multiple of 16, are not read"
+    )
 
 
 _CHECKS: dict[str, Callable[[Case], str | None]] = {

@@ -229,6 +229,42 @@ class Both:
         return self.first.holds(tensor) and self.second.holds(tensor)
 
 
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A weight whose first rows are, transposed, one matrix, and whose others are a second one; it is filled whole.
+
+    Attributes:
+        first: of the first rows' transpose.
+    """
+
+    first: Sink
+    second: Sink
+
+    whole = True
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(rows, cols)` of what is filled in."""
+        return self.first.shape[1] + self.second.shape[0], self.second.shape[1]
+
+    def rows(self, start: int, stop: int) -> "Split":
+        """Itself: [start, stop) must be all rows."""
+        if (start, stop) != (0, self.shape[0]):
+            raise ValueError(f"rows {start}..{stop} of {self.shape[0]} that are filled at once")
+        return self
+
+    def fill(self, tensor: Tensor, alone: bool = False) -> None:
+        """Fill both."""
+        size = self.first.shape[1]
+        self.first.fill(tensor[:size].T.contiguous(), alone)
+        self.second.fill(tensor[size:], alone)
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether filling in this tensor would change nothing in either."""
+        size = self.first.shape[1]
+        return self.first.holds(tensor[:size].T) and self.second.holds(tensor[size:])
+
+
 def packed_bytes(rows: int, cols: int, format: WeightFormat, gated: bool = False) -> int:
     """Bytes of a packed matrix in the library in use.
 

@@ -2,6 +2,7 @@
 
 from moesaic.models.common.attention import gqa
 from moesaic.models.common.feed_forward import ACTIVATIONS, activation, deepseek_moe, shared_experts
+from moesaic.models.common.latent import mla
 from moesaic.models.common.layers import (
     NEUTRAL,
     decoder,
@@ -20,6 +21,8 @@ from moesaic.models.common.rules import (
     DECODER_RULES,
     DEEPSEEK_RULES,
     DENSE_RULES,
+    LATENT_DEEPSEEK_RULES,
+    LATENT_RULES,
     MLP,
     MLP_EXPERT_RULES,
     SANDWICH_RULES,
@@ -36,6 +39,8 @@ __all__ = [
     "DECODER_RULES",
     "DEEPSEEK_RULES",
     "DENSE_RULES",
+    "LATENT_DEEPSEEK_RULES",
+    "LATENT_RULES",
     "MLP",
     "MLP_EXPERT_RULES",
     "NEUTRAL",
@@ -49,6 +54,7 @@ __all__ = [
     "kinds_and_windows",
     "kinds_of_layers",
     "language_model",
+    "mla",
     "num_layers",
     "rope",
     "ropes",

@@ -35,7 +35,13 @@ def shared_experts(size: int, count: int, act: Activation = "silu", bias: bool =
 
 
 def deepseek_moe(
-    c: ConfigReader, *, experts: str, shared: str, num_shared: int, scale: float = 1.0, renormalize: bool = True
+    c: ConfigReader,
+    *,
+    experts: str = "n_routed_experts",
+    shared: str = "n_shared_experts",
+    num_shared: int = 1,
+    scale: float = 1.0,
+    renormalize: bool = True,
 ) -> MoESpec:
     """DeepSeek-V3's experts (2024, section 2.1.2), which many have taken over: shared ones of the same size, and others
     chosen by sigmoids, with a correction for the choice alone, among the groups whose two best are best.
@@ -44,6 +50,9 @@ def deepseek_moe(
         experts, shared: what the config calls their numbers.
         num_shared, scale, renormalize: for a config that says nothing.
     """
+    c.ignore("aux_loss_alpha", "seq_aux", "ep_size", "pretraining_tp")  # of training, and of parallel ranks
+    c.refuse_unless("scoring_func", "sigmoid")
+    c.refuse_unless("topk_method", "noaux_tc")
     size, act = c.require(int, "moe_intermediate_size"), activation(c)
     router = RouterSpec(
         top_k=c.require(int, "num_experts_per_tok"),

@@ -23,15 +23,18 @@ def rope(
     theta: float = DEFAULT_THETA,
     partial: float | None = None,
     interleaved: bool = False,
+    reader: ConfigReader | None = None,
 ) -> RopeSpec:
     """Rotary positions, as transformers 5 spells them (rope_parameters) or 4 (rope_theta and rope_scaling).
 
     Args:
         theta: of the architecture's config class, for a config that names none.
         partial: likewise the share of a head's numbers that rotate; None where the architecture knows no such thing.
+        reader: of the object, where something else is read from it too.
     """
     top_theta = c.read(float, "rope_theta", absent=theta)
-    return _rope(c, c.child("rope_parameters", "rope_scaling"), head_dim, top_theta, partial, interleaved)
+    reader = reader or c.child("rope_parameters", "rope_scaling")
+    return _rope(c, reader, head_dim, top_theta, partial, interleaved)
 
 
 def ropes(
@@ -126,6 +129,7 @@ def _yarn(r: ConfigReader, max_position: int) -> YarnScaling:
         beta_fast=r.read(float | None, "beta_fast", absent=None) or 32.0,
         beta_slow=r.read(float | None, "beta_slow", absent=None) or 1.0,
         truncate=r.read(bool, "truncate", absent=True),
+        score_factor=_mscale(factor, mscale_all) ** 2 if mscale_all else 1.0,
     )
 
 

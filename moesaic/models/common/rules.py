@@ -62,6 +62,15 @@ SHARED_RULES = [
     for rule in feed_forward(f"{MLP}.{name}", "layers.{l}.mlp.shared")
 ] + [rename(f"{MLP}.shared_expert_gate.weight", "layers.{l}.mlp.shared_gate.weight")]
 DEEPSEEK_RULES = [*DECODER_RULES, *DENSE_RULES, *MLP_EXPERT_RULES, *CORRECTION_RULES, *SHARED_RULES]
+_ATTENTION = "model.layers.{l}.self_attn"
+LATENT_RULES = [  # of latent attention; its o_proj and a plain q_proj have their usual names
+    *(rename(f"{_ATTENTION}.{part}_proj.{{p}}", f"layers.{{l}}.attention.{part}.{{p}}") for part in ("q_a", "q_b")),
+    rename(f"{_ATTENTION}.kv_a_proj_with_mqa.{{p}}", "layers.{l}.attention.kv_a.{p}"),
+    rename(f"{_ATTENTION}.q_a_layernorm.weight", "layers.{l}.attention.q_a_norm.weight"),
+    rename(f"{_ATTENTION}.kv_a_layernorm.weight", "layers.{l}.attention.kv_a_norm.weight"),
+    Rule(f"{_ATTENTION}.kv_b_proj.weight", "layers.{l}.attention.kv_b.{e}.weight", stacked="e", flat=True),
+]
+LATENT_DEEPSEEK_RULES = [*DEEPSEEK_RULES, *LATENT_RULES]
 SANDWICH_RULES = [
     *BASE_RULES,
     rename("model.layers.{l}.input_layernorm.weight", "layers.{l}.attention_norm.weight"),

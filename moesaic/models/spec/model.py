@@ -8,6 +8,7 @@ from moesaic.models.spec.attention import AttentionSpec
 from moesaic.models.spec.checks import require_positive
 from moesaic.models.spec.expert_attention import ExpertAttentionSpec
 from moesaic.models.spec.feed_forward import DenseSpec, MoESpec
+from moesaic.models.spec.latent import LatentAttentionSpec
 from moesaic.models.spec.recurrent import ShortConvSpec
 
 
@@ -31,7 +32,9 @@ class NormSpec:
         return size * (1 + self.bias)
 
 
-MixerSpec = AttentionSpec | ExpertAttentionSpec | ShortConvSpec  # what mixes tokens; further kinds join with `|`
+MixerSpec = (
+    AttentionSpec | ExpertAttentionSpec | LatentAttentionSpec | ShortConvSpec
+)  # what mixes tokens; further kinds join with `|`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ class YarnScaling:
     Attributes:
         attention_factor: multiplies cos and sin.
         truncate: round the bounds of the interpolated range to whole dimensions.
+        score_factor: what latent attention multiplies its scores by, beside cos and sin.
     """
 
     factor: float
@@ -37,6 +38,7 @@ class YarnScaling:
     beta_fast: float
     beta_slow: float
     truncate: bool
+    score_factor: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
