@@ -110,9 +110,7 @@ def _attention(case: Case) -> str | None:
     if case.weights not in kinds:
         return f"its KV cache is not kept in {case.weights.removeprefix('torch.')}"
     latent = case.option("latent_dim")
-    return (
-        None if latent is None or latent % 16 == 0 else f"latents of {latent} numbers, no multiple of 16, are not read"
-    )
+    return f"it reads latents of a multiple of 16 numbers, not of {latent}" if latent and latent % 16 else None
 
 
 _CHECKS: dict[str, Callable[[Case], str | None]] = {
