@@ -5,7 +5,7 @@ from torch import Tensor
 
 from moesaic.layers.base import BuildContext, Layer, NamedViews
 from moesaic.layers.kv_cache import KVCache, KVCacheSpec, TiledCache
-from moesaic.layers.linear import QKVParallelLinear, RowParallelLinear
+from moesaic.layers.linear import ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 from moesaic.layers.norm import Norm
 from moesaic.layers.rope import shared_frequencies
 from moesaic.layers.step import Step
@@ -13,7 +13,7 @@ from moesaic.models.spec import AttentionSpec, NormSpec
 
 
 class GroupedQueryAttention(Layer):
-    """project q, k, v → norm → clip → rotate → write to the cache → attend → project.
+    """project q, k, v → norm → clip → rotate → write to the cache → attend → gate → project.
 
     Args:
         norm: of queries and keys, where the spec has them normed.
@@ -28,6 +28,9 @@ class GroupedQueryAttention(Layer):
             hidden_size, spec.head_dim, *heads, bias=spec.qkv_bias, v_head_size=spec.value_dim, ctx=ctx
         )
         self.o = RowParallelLinear(spec.mixed_size, hidden_size, bias=spec.output_bias, ctx=ctx.under("o"))
+        self.gate = None
+        if spec.output_gate is not None:
+            self.gate = ColumnParallelLinear(hidden_size, spec.mixed_size, bias=spec.qkv_bias, ctx=ctx.under("gate"))
         self._unit = torch.ones(spec.head_dim, device=ctx.device) if spec.qk_norm == "unit" else None
         self.q_norm = self.k_norm = None
         if spec.qk_norm in ("head", "full"):
@@ -75,7 +78,10 @@ class GroupedQueryAttention(Layer):
             query = self._apply_gate(query.flatten(1), factors, "identity").view(query.shape)
         plan = step.attention_plan(self._plan, cache, spec.window, spec.window_kind)
         mixed = self._attend(query, cache, plan, spec.scale, softcap=spec.softcap, sinks=self.sinks)
-        return self.o(mixed.view(-1, spec.mixed_size), spec.value_scale)
+        mixed = mixed.view(-1, spec.mixed_size)
+        if self.gate is not None:
+            mixed = self._apply_gate(mixed, self.gate(hidden), spec.output_gate)
+        return self.o(mixed, spec.value_scale)
 
     def _norm_weight(self, norm: Norm | None) -> Tensor | None:
         """What queries or keys are multiplied by once they are normed; None where they are not."""

@@ -56,6 +56,10 @@ class BuildContext:
         """An unfilled vector, such as a norm or a bias; loading fills each exactly once."""
         return nn.Parameter(torch.empty(*shape, device=self.device, dtype=self.activations), requires_grad=False)
 
+    def exact(self, *shape: int) -> nn.Parameter:
+        """An unfilled vector in fp32, whatever flows between operations, such as rates of decay."""
+        return nn.Parameter(torch.empty(*shape, device=self.device), requires_grad=False)
+
     def matrix(self, name: str, rows: int, cols: int, gated: bool = False) -> Any:
         """An unfilled weight `[rows, cols]` = `[outputs, inputs]`, in the form that the backend multiplies by.
 

@@ -1,5 +1,7 @@
 """A causal convolution of each channel by itself, whose last inputs stay in a slot of the sequence."""
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from moesaic.core.batch import Batch
@@ -10,6 +12,7 @@ class CausalConv(Layer):
     """y[t] = act(bias + sum over k of weight[k] * x[t - width + 1 + k]).
 
     Args:
+        channels: in parts by name, whose canonical names are `{name}.weight`, or in one.
         silu: whether act is silu; else there is none.
 
     Attributes:
@@ -17,12 +20,16 @@ class CausalConv(Layer):
         state_shape: of what is kept of a sequence.
     """
 
-    def __init__(self, ctx: BuildContext, channels: int, width: int, bias: bool, silu: bool = True) -> None:
+    def __init__(
+        self, ctx: BuildContext, channels: int | Mapping[str, int], width: int, bias: bool, silu: bool = True
+    ) -> None:
         super().__init__()
-        self.weight = ctx.parameter(channels, 1, width)
-        self.bias = ctx.parameter(channels) if bias else None
+        self.parts = {"": channels} if isinstance(channels, int) else dict(channels)
+        total = sum(self.parts.values())
+        self.weight = ctx.parameter(total, 1, width)
+        self.bias = ctx.parameter(total) if bias else None
         self.silu = silu
-        self.state_shape = (width - 1, channels)
+        self.state_shape = (width - 1, total)
         self._causal_conv = ctx.kernel("causal_conv")
 
     def forward(self, x: Tensor, state: Tensor, batch: Batch) -> Tensor:
@@ -31,9 +38,13 @@ class CausalConv(Layer):
         return out
 
     def named_views(self) -> NamedViews:
-        yield "weight", self.weight.data
-        if self.bias is not None:
-            yield "bias", self.bias.data
+        start = 0
+        for part, size in self.parts.items():
+            rows, dot = slice(start, start + size), "." if part else ""
+            yield f"{part}{dot}weight", self.weight.data[rows]
+            if self.bias is not None:
+                yield f"{part}{dot}bias", self.bias.data[rows]
+            start += size
 
     def loaded(self) -> None:
         self.weight.data = self.weight.data.squeeze(1).T.contiguous()

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from moesaic.models.hf_backend.build import ForeignModels
     from moesaic.models.hf_backend.facts import ForeignSpec
     from moesaic.weights.loader import Target
+    from moesaic.weights.rules import AnyRule
     from moesaic.weights.sources import Source
 
 __all__ = ["describe_model", "eos_token_ids", "load_model", "read_config", "read_spec", "spec_of"]
@@ -115,7 +116,7 @@ def load_native(config: ModelConfig, device: str, block_size: int, progress: boo
     if source is None:
         fill_dummy(parameters, config.seed)
     else:
-        _load(config, architecture, source, parameters, plan.quantised, progress)
+        _load(config, architecture.rules(spec), source, parameters, plan.quantised, progress)
     for module in model.modules():
         if isinstance(module, Layer):
             module.loaded()
@@ -124,7 +125,7 @@ def load_native(config: ModelConfig, device: str, block_size: int, progress: boo
 
 def _load(
     config: ModelConfig,
-    architecture: Architecture,
+    rules: "list[AnyRule]",
     source: "Source",
     parameters: "Mapping[str, Target]",
     quantised: bool,
@@ -138,10 +139,10 @@ def _load(
     matrices, names = packed_matrices(parameters)
     wanted = config.force_pack_cache or (quantised and sum(m.nbytes for _, m in matrices) >= LEAST_CACHED)
     if config.pack_cache is None or not wanted or not matrices:
-        load_weights(parameters, architecture.rules, source, config.path, progress)
+        load_weights(parameters, rules, source, config.path, progress)
         return
     cache = PackCache(config.pack_cache, config.path, identify(config.path, source), matrices)
     there = cache.load()
-    load_weights(parameters, architecture.rules, source, config.path, progress, filled=names if there else ())
+    load_weights(parameters, rules, source, config.path, progress, filled=names if there else ())
     if not there:
         cache.save()

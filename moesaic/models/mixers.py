@@ -9,11 +9,13 @@ from typing import Any
 from moesaic.experts.attention import ExpertAttention
 from moesaic.layers.attention import GroupedQueryAttention
 from moesaic.layers.base import BuildContext, Layer
+from moesaic.layers.gated_delta import GatedDelta
 from moesaic.layers.latent_attention import LatentAttention
 from moesaic.layers.short_conv import ShortConv
 from moesaic.models.spec import (
     AttentionSpec,
     ExpertAttentionSpec,
+    GatedDeltaSpec,
     LatentAttentionSpec,
     MixerSpec,
     NormSpec,
@@ -24,6 +26,7 @@ MIXERS: dict[type[Any], type[Any]] = {
     AttentionSpec: GroupedQueryAttention,
     ExpertAttentionSpec: ExpertAttention,
     LatentAttentionSpec: LatentAttention,
+    GatedDeltaSpec: GatedDelta,
     ShortConvSpec: ShortConv,
 }
 

@@ -24,12 +24,12 @@ class Architecture:
     Attributes:
         name: what config.json's `architectures` calls it.
         spec: reads a config into what the model computes.
-        rules: where the parameters lie in a checkpoint.
+        rules: where the parameters lie in a checkpoint, for what it computes.
     """
 
     name: str
     spec: Callable[[ConfigReader], ModelSpec]
-    rules: list[AnyRule]
+    rules: Callable[[ModelSpec], list[AnyRule]]
 
 
 class ModelRegistry:
@@ -44,6 +44,7 @@ class ModelRegistry:
 
         Args:
             target: a module with `spec(config_reader)` and `RULES`, or its dotted name, imported when first needed.
+                The rules are a list, or a function of the ModelSpec that gives one, where they depend on sizes.
         """
         cls._targets[architecture] = target
 
@@ -85,7 +86,8 @@ def _architecture(name: str, target: str | object) -> Architecture:
     for wanted in ("spec", "RULES"):
         if not hasattr(module, wanted):
             raise ConfigError(f"architecture {name!r} is registered as {target!r}, which has no `{wanted}`")
-    return Architecture(name, module.spec, list(module.RULES))
+    given = module.RULES
+    return Architecture(name, module.spec, given if callable(given) else lambda spec: list(given))
 
 
 @cache

@@ -158,8 +158,7 @@ class Staging:
         dtype = FLOAT_DTYPES[self._source.tensors[copy.source].dtype]
         part = self._take(math.prod(view.shape) * dtype.itemsize).view(dtype).view(view.shape)
         self._source.read(copy.source, copy.index, part)
-        wanted = part[view.index]
-        wanted = wanted.T if view.transposed else wanted
+        wanted = view.take(part)
         if isinstance(into, torch.Tensor):
             into.copy_(wanted)
         else:

@@ -19,7 +19,10 @@ from moesaic.core.formats import GROUPS, Kind, WeightFormat
 SCHEMES = ("none", "w8a16", "w4a16", "w8a8")
 FLOAT_KIND: dict[DType, Kind] = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 # Small, or read by row: nothing is gained, and a router that errs sends tokens elsewhere.
-KEPT = ("embed", "positions", "layers.*.mlp.router", "layers.*.attention.router", "layers.*.mlp.shared_gate")
+KEPT = (
+    *("embed", "positions", "layers.*.mlp.router", "layers.*.attention.router", "layers.*.mlp.shared_gate"),
+    *("layers.*.attention.beta", "layers.*.attention.decay"),
+)
 OPTIONS = {"offsets": True, "symmetric": False}
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 VARIABLES = {"l": "[0-9]+", "e": "[0-9]+", "any": ".+"}  # what these stand for in a template; others are words
 Index = tuple["int | slice", ...]  # which part of a tensor, as torch indexes it; () is all of it
@@ -26,16 +27,22 @@ class View:
         shape: of the part as it is stored.
         cut: which of its rows; of its columns, where it is transposed; None for all.
         transposed: the parameter is its transpose.
+        turns: `(first, count, every)`: of every so many rows, so many from the first on.
     """
 
     shape: Shape
     cut: slice | None
     transposed: bool
+    turns: tuple[int, int, int] | None = None
 
-    @property
-    def index(self) -> tuple[slice, ...]:
-        """What is cut, as torch indexes the part."""
-        return (..., self.cut or slice(None)) if self.transposed else (self.cut or slice(None),)  # type: ignore[return-value]
+    def take(self, part: Any) -> Any:
+        """What a parameter is, of a part that was read (a torch tensor)."""
+        if self.turns is not None:
+            first, count, every = self.turns
+            return part.unflatten(0, (-1, every))[:, first : first + count].flatten(0, 1)
+        if self.transposed:
+            return part[..., self.cut or slice(None)].T
+        return part[self.cut or slice(None)]
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class Rule:
         start: the target is the rows of the source from this one on.
         after: the target is the rows of the source that follow those of these parameters; () for the first ones, None
             where the source holds no more than the target.
+        turns: `(first, count, every)`: of every so many rows of the source, the target has so many, from the first on.
     """
 
     source: str
@@ -80,6 +88,7 @@ class Rule:
     row: bool = False
     start: int = 0
     after: tuple[str, ...] | None = None
+    turns: tuple[int, int, int] | None = None
 
     def locate(self, name: str, shape: Shape, parameters: Mapping[str, Shape] = NONE) -> Place | None:
         """Where parameter `name` of `shape` lies. None when the rule is not about it.
@@ -107,6 +116,9 @@ class Rule:
 
     def _stored(self, shape: Shape) -> tuple[Shape, View | None]:
         """The shape of what is read for a parameter of `shape`, and how it lies in there."""
+        if self.turns is not None:
+            stored = (shape[0] // self.turns[1] * self.turns[2], *shape[1:])
+            return stored, View(stored, None, False, self.turns)
         if not self.transposed and not self.interleaved:
             return shape, None
         rows = shape[0] * self.parts

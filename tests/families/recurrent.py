@@ -2,6 +2,21 @@
 
 from typing import Any
 
+from tests.families.common import ABSENT
+
+QWEN: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+    "head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 40,
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+    "shared_expert_intermediate_size": 80,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "lfm2": {
         "num_hidden_layers": 4,
@@ -18,7 +33,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 48,
         "routed_scaling_factor": 1.5,
     },
+    "qwen3_5_moe_text": {**QWEN, "intermediate_size": ABSENT},
+    "qwen3_next": QWEN,
 }
+STORED_LESS_ONE = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2 attention only": ("lfm2", {"layer_types": None}),
     "lfm2 size as it is": ("lfm2", {"block_auto_adjust_ff_dim": False}),
@@ -26,4 +44,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2_moe convolutions only": ("lfm2_moe", {"layer_types": ["conv"] * 4}),
     "lfm2_moe no correction": ("lfm2_moe", {"use_expert_bias": False, "norm_topk_prob": False}),
     "lfm2_moe wide": ("lfm2_moe", {"conv_L_cache": 5}),
+    "qwen3_next interval, biases": (
+        "qwen3_next",
+        {"layer_types": None, "attention_bias": True, "norm_topk_prob": False, "linear_conv_kernel_dim": 3},
+    ),
+    "qwen3_next dense layers": ("qwen3_next", {"mlp_only_layers": [1], "linear_num_value_heads": 2}),
 }

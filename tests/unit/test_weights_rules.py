@@ -95,12 +95,19 @@ def test_parts_that_take_turns_and_transposes_are_read_whole():
     )
     assert (gate.source, gate.index, gate.shape) == ("l1.gate_up", (2,), (H, 2 * I)) and down.shape == (I, H)
     stored = torch.arange(H * 2 * I).view(H, 2 * I)
-    assert torch.equal(stored[gate.view.index].T, stored.T[0::2]) and torch.equal(
-        stored[up.view.index].T, stored.T[1::2]
-    )
+    assert torch.equal(gate.view.take(stored), stored.T[0::2]) and torch.equal(up.view.take(stored), stored.T[1::2])
     assert gate.view.transposed and down.view.transposed
     (bias,) = RuleBook(fused_experts("b", "d", interleaved=True, kind="bias", target="{e}")).locate("3.up.bias", (I,))
-    assert (bias.index, bias.shape, bias.view.index) == ((3,), (2 * I,), (slice(1, 2 * I, 2),))
+    assert (bias.index, bias.shape) == ((3,), (2 * I,))
+    assert bias.view.take(torch.arange(2 * I)).tolist() == list(range(1, 2 * I, 2))
+
+
+def test_of_every_so_many_rows_some_are_taken():
+    (place,) = RuleBook([Rule("w", "t", turns=(1, 2, 5))]).locate("t", (6, H))
+    assert (place.source, place.index, place.shape) == ("w", (), (15, H))
+    stored = torch.arange(15 * H).view(15, H)
+    assert torch.equal(place.view.take(stored), stored[[1, 2, 6, 7, 11, 12]])
+    assert place.view.take(torch.arange(15)).tolist() == [1, 2, 6, 7, 11, 12]
 
 
 def test_rows_of_a_flat_stack_a_single_row_and_rows_from_the_middle():

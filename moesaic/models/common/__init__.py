@@ -14,6 +14,12 @@ from moesaic.models.common.layers import (
 )
 from moesaic.models.common.multimodal import language_model
 from moesaic.models.common.positions import rope, ropes
+from moesaic.models.common.recurrent import (
+    GATED_DELTA_RULES,
+    delta_or_attention,
+    experts_and_gated_one,
+    gated_query_rules,
+)
 from moesaic.models.common.rules import (
     BASE_RULES,
     BLOCK_EXPERT_RULES,
@@ -39,6 +45,7 @@ __all__ = [
     "DECODER_RULES",
     "DEEPSEEK_RULES",
     "DENSE_RULES",
+    "GATED_DELTA_RULES",
     "LATENT_DEEPSEEK_RULES",
     "LATENT_RULES",
     "MLP",
@@ -49,7 +56,10 @@ __all__ = [
     "activation",
     "decoder",
     "deepseek_moe",
+    "delta_or_attention",
+    "experts_and_gated_one",
     "feed_forward",
+    "gated_query_rules",
     "gqa",
     "kinds_and_windows",
     "kinds_of_layers",

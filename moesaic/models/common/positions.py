@@ -69,6 +69,7 @@ def _rope(
     dim = int(head_dim * _rotating(c, r, partial))
     if dim % 2 or not 0 < dim <= head_dim:
         raise UnsupportedError(f"{c.path}: rotary positions need an even head dimension, or part of it, got {dim}")
+    r.ignore("mrope_section", "mrope_interleaved")  # of images: a text's tokens have one position in all sections
     name = r.read(str, "rope_type", "type", absent="default")
     plain = RopeSpec(
         theta=r.read(float, "rope_theta", absent=theta),

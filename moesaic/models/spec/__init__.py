@@ -17,13 +17,14 @@ from moesaic.models.spec.positions import (
     RopeSpec,
     YarnScaling,
 )
-from moesaic.models.spec.recurrent import ShortConvSpec
+from moesaic.models.spec.recurrent import GatedDeltaSpec, ShortConvSpec
 
 __all__ = [
     "Activation",
     "AttentionSpec",
     "DenseSpec",
     "ExpertAttentionSpec",
+    "GatedDeltaSpec",
     "LatentAttentionSpec",
     "LayerSpec",
     "LinearScaling",

@@ -27,6 +27,8 @@ class AttentionSpec:
         sinks: each head has a learned logit that takes weight and gives nothing.
         value_dim: of a value, where it is not head_dim.
         value_scale: of what values give.
+        output_gate: what heads give is multiplied by a function of a projection of the token: the "sigmoid" of a number
+            for each of theirs.
     """
 
     num_heads: int
@@ -46,6 +48,7 @@ class AttentionSpec:
     sinks: bool = False
     value_dim: int | None = None
     value_scale: float = 1.0
+    output_gate: Literal["sigmoid"] | None = None
 
     def __post_init__(self) -> None:
         require_positive(self, "num_heads", "num_kv_heads", "head_dim")
@@ -72,7 +75,8 @@ class AttentionSpec:
 
     def num_parameters(self, hidden_size: int) -> int:
         """Weights and biases of this attention."""
-        qkv = self.q_size + self.kv_size + self.value_size
+        gate = self.mixed_size if self.output_gate is not None else 0
+        qkv = self.q_size + self.kv_size + self.value_size + gate
         biases = qkv * self.qkv_bias + hidden_size * self.output_bias
         norm_sizes = {"head": 2 * self.head_dim, "full": self.q_size + self.kv_size}
         norms = norm_sizes.get(self.qk_norm or "", 0)

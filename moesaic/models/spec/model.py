@@ -9,7 +9,7 @@ from moesaic.models.spec.checks import require_positive
 from moesaic.models.spec.expert_attention import ExpertAttentionSpec
 from moesaic.models.spec.feed_forward import DenseSpec, MoESpec
 from moesaic.models.spec.latent import LatentAttentionSpec
-from moesaic.models.spec.recurrent import ShortConvSpec
+from moesaic.models.spec.recurrent import GatedDeltaSpec, ShortConvSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,8 @@ class NormSpec:
         return size * (1 + self.bias)
 
 
-MixerSpec = (
-    AttentionSpec | ExpertAttentionSpec | LatentAttentionSpec | ShortConvSpec
-)  # what mixes tokens; further kinds join with `|`
+# What mixes tokens; further kinds join with `|`.
+MixerSpec = AttentionSpec | ExpertAttentionSpec | GatedDeltaSpec | LatentAttentionSpec | ShortConvSpec
 
 
 @dataclass(frozen=True, kw_only=True)
