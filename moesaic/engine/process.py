@@ -1,4 +1,4 @@
-"""The engine process: `python -m moesaic.engine.process SOCKET`, arguments as JSON on stdin.
+"""The engine process: `python -m moesaic.engine.process SOCKET`, an `EngineStart` as JSON on stdin.
 
 It ends when told, when the model cannot be loaded (saying why), or when its parent is gone: then stdin closes.
 """
@@ -18,7 +18,8 @@ from moesaic.core.log import get_logger, setup_logging
 from moesaic.core.messages import Abort, Add, Fatal, Ready, Shutdown, StepEvents, decode_to_engine, encode
 from moesaic.core.request import SequenceUpdate
 from moesaic.core.threads import settle_waiting
-from moesaic.engine.args import EngineArgs
+from moesaic.engine.supervisor import EngineStart
+from moesaic.models.registry import ModelRegistry
 
 if TYPE_CHECKING:
     from moesaic.engine.engine import Engine
@@ -32,7 +33,7 @@ def main() -> int:
     settle_waiting()
     for number in (signal.SIGINT, signal.SIGTERM):  # these reach the whole group; the parent decides
         signal.signal(number, signal.SIG_IGN)
-    args = msgspec.json.decode(sys.stdin.readline(), type=EngineArgs)
+    start = msgspec.json.decode(sys.stdin.readline(), type=EngineStart)
     threading.Thread(target=_end_with_parent, args=(sys.argv[1],), daemon=True).start()
     socket = zmq.Context().socket(zmq.PAIR)
     socket.setsockopt(zmq.LINGER, 2000)
@@ -41,13 +42,15 @@ def main() -> int:
     try:
         from moesaic.engine.engine import Engine
 
-        engine = Engine(args)
+        ModelRegistry.take_over(start.registrations)
+        engine = Engine(start.args)
         socket.send(encode(Ready(engine.info)))
         _serve(engine, socket)
     except Exception as error:
         if not isinstance(error, MoesaicError):
             logger.exception("the engine failed")
-        socket.send(encode(Fatal(type(error).__name__, str(error))))
+        message = "; ".join([str(error), *getattr(error, "__notes__", [])])
+        socket.send(encode(Fatal(type(error).__name__, message)))
         return 1
     finally:
         socket.close()

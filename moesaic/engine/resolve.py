@@ -12,7 +12,7 @@ from moesaic.core.formats import GROUPS
 from moesaic.core.log import get_logger
 from moesaic.engine.args import EMBEDDED_MODEL, EngineArgs
 from moesaic.kernels.cpu.library import describe
-from moesaic.models.spec import ModelSpec
+from moesaic.models.hf_backend.facts import ForeignSpec
 from moesaic.weights.quantization import parse_exceptions
 
 logger = get_logger(__name__)
@@ -131,9 +131,9 @@ def resolve(args: EngineArgs) -> Resolved:
     architecture, spec = describe_model(path, args.model_impl, args.trust_remote_code)
     device = _device(args.device)
     # What transformers computes, torch computes: only its experts are the kernels'.
-    who = args.moe_backend if isinstance(spec, ModelSpec) else "reference"
+    who = "reference" if isinstance(spec, ForeignSpec) else args.moe_backend
     dtype = args.dtype if args.dtype != "auto" else _auto_dtype(_checkpoint_dtype(raw), device, who)
-    whole_prompts = not isinstance(spec, ModelSpec) and spec.whole_prompts
+    whole_prompts = isinstance(spec, ForeignSpec) and spec.whole_prompts
     if whole_prompts and args.enable_prefix_caching:
         logger.info("prefix caching and chunked prompts are off: %s keeps a cache of its own a request", architecture)
     length = args.max_model_len or spec.max_position_embeddings

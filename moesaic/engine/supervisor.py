@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from dataclasses import dataclass
 
 import msgspec
 import zmq
@@ -24,8 +25,17 @@ from moesaic.core.messages import (
     encode,
 )
 from moesaic.engine.args import EngineArgs
+from moesaic.models.registry import Handover, ModelRegistry
 
 SHUTDOWN_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class EngineStart:
+    """What the engine process is told first: the arguments, and the architectures that were registered here."""
+
+    args: EngineArgs
+    registrations: Handover
 
 
 class EngineProcess:
@@ -67,7 +77,8 @@ class EngineProcess:
             )
             self._death = asyncio.create_task(self._process.wait())
             assert self._process.stdin is not None
-            self._process.stdin.write(msgspec.json.encode(args) + b"\n")
+            start = EngineStart(args, ModelRegistry.handover())
+            self._process.stdin.write(msgspec.json.encode(start) + b"\n")
             await self._process.stdin.drain()
             message = await self.receive()
             assert isinstance(message, Ready)

@@ -9,7 +9,7 @@ from moesaic.experts.layer import run_experts
 from moesaic.experts.routing import Routing, choose_experts, note_router
 from moesaic.experts.store import ExpertPages
 from moesaic.kernels.cpu.calls import seam
-from moesaic.layers.base import Layer
+from moesaic.layers.base import Layer, NamedViews
 from moesaic.layers.context import LinearMethod, context_of
 from moesaic.models.spec import MoESpec, RouterSpec
 
@@ -73,6 +73,9 @@ class FusedMoE(Layer):
         tokens, local = self.dispatcher.dispatch(hidden_states, routing)
         out = run_experts(self._fused_moe, tokens, local, self.experts.pages, self.spec, self._block_size)
         return self.dispatcher.combine(out, routing)
+
+    def named_views(self) -> NamedViews:
+        yield from self.experts.named_views()
 
     def parameter_parts(self) -> dict[str, dict[str, Any]]:
         """Experts' matrices as vLLM stacks them."""

@@ -29,6 +29,7 @@ class Construction:
 
     Attributes:
         layers: by prefix; layers without a prefix are not in it.
+        planned: those of them whose formats the plan of `ctx.formats` decides.
         attentions: by prefix, in order; each has a cache of its own.
         asked: what the layers ask of kernels, by family of operations: options of `kernels.registry.Case`.
         quantised: some layers may be, by the plan of `ctx.formats`.
@@ -38,6 +39,7 @@ class Construction:
     ctx: BuildContext
     quantised: bool = False
     layers: dict[str, Layer] = field(default_factory=dict)
+    planned: dict[str, Layer] = field(default_factory=dict)
     attentions: dict[str, Any] = field(default_factory=dict)
     asked: dict[str, list[tuple[tuple[str, Any], ...]]] = field(default_factory=dict)
     routers: list[tuple[str, Any, int]] = field(default_factory=list)
@@ -146,6 +148,8 @@ def context_of(
     if linear_method is None and not plain:
         if construction.quantised and not prefix:
             raise ConfigError(f"a {type(layer).__name__} has no prefix, by which its format is chosen; give it one")
+        if prefix:
+            construction.planned[prefix] = layer
         return ctx
     return replace(ctx, formats=_constant(ctx, linear_method or "none"))
 

@@ -1,17 +1,31 @@
 """Who computes each family of operations of a model: what its spec asks of a backend, and the choice."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 
 from moesaic.core.log import get_logger
 from moesaic.kernels.cpu import library
-from moesaic.kernels.registry import Case, choose
-from moesaic.models.spec import AttentionSpec, ExpertAttentionSpec, LatentAttentionSpec, LayerSpec, ModelSpec, MoESpec
+from moesaic.kernels.registry import FAMILIES, Case, choose
+from moesaic.models.class_config import ClassSpec
+from moesaic.models.spec import (
+    AttentionSpec,
+    ExpertAttentionSpec,
+    LatentAttentionSpec,
+    LayerSpec,
+    MixerSpec,
+    ModelSpec,
+    MoESpec,
+)
 
 log = get_logger(__name__)
 
+Options = tuple[tuple[str, Any], ...]
+
 
 def choose_backends(
-    spec: ModelSpec,
+    spec: ModelSpec | ClassSpec,
     device: torch.device,
     dtype: torch.dtype,
     kv_dtype: torch.dtype,
@@ -29,55 +43,40 @@ def choose_backends(
         UnsupportedError: the backend asked for cannot serve; the message has its reason.
     """
     kind, weights = device.type, str(dtype)
+    asked_for = asked_of_spec(spec) if isinstance(spec, ModelSpec) else spec.asked
+    options = {family: _unique(asked_for.get(family, ())) or [()] for family in FAMILIES}
+    options["attention"] = [(("block_size", block_size), *asked) for asked in options["attention"]]
     # What matrices are multiplied with decides what flows between operations: fp32 in the cpu backend.
     matrices = [
-        Case(family="matrices", device=kind, activations="torch.float32", weights=weights, options=options)
-        for options in _unique(_matrix_options(layer) for layer in spec.layers)
+        Case(family="matrices", device=kind, activations="torch.float32", weights=weights, options=asked)
+        for asked in options.pop("matrices")
     ]
     chosen = {"matrices": choose(matrices, wanted)}
     activations = "torch.float32" if chosen["matrices"] == "cpu" else weights
-    mixers = [layer.attention for layer in spec.layers]
-    options = {
-        "attention": _unique(
-            _attention_options(mixer, block_size)
-            for mixer in mixers
-            if isinstance(mixer, AttentionSpec | ExpertAttentionSpec | LatentAttentionSpec)
-        ),
-        "norms": [()],
-        "recurrent": [()],
-        "router": _unique(_router_options(part) for layer in spec.layers for part in _routed(layer)),
-    }
     for family, asked in options.items():
         kept = str(kv_dtype) if family == "attention" else weights
-        cases = [
-            Case(family=family, device=kind, activations=activations, weights=kept, options=o) for o in asked or [()]
-        ]
+        cases = [Case(family=family, device=kind, activations=activations, weights=kept, options=o) for o in asked]
         chosen[family] = choose(cases, wanted)
     _say(chosen, device, wanted)
     return chosen
 
 
-def _matrix_options(layer: LayerSpec) -> tuple[tuple[str, object], ...]:
-    return (("activation", layer.ffn.activation),)
+def asked_of_spec(spec: ModelSpec) -> dict[str, list[Options]]:
+    """What the layers of a spec ask of kernels, by family of operations: options of `Case`."""
+    return {
+        "matrices": [(("activation", layer.ffn.activation),) for layer in spec.layers],
+        "attention": [options for layer in spec.layers for options in _attention_options(layer.attention)],
+        "router": [_router_options(part) for layer in spec.layers for part in _routed(layer)],
+    }
 
 
-def _attention_options(
-    a: AttentionSpec | ExpertAttentionSpec | LatentAttentionSpec, block_size: int
-) -> tuple[tuple[str, object], ...]:
+def _attention_options(a: MixerSpec) -> list[Options]:
     if isinstance(a, LatentAttentionSpec):
-        return (
-            ("block_size", block_size),
-            ("num_heads", a.num_heads),
-            ("num_kv_heads", 1),
-            ("head_dim", a.cached_dim),
-            ("latent_dim", a.latent_dim),
-        )
-    return (
-        ("block_size", block_size),
-        ("num_heads", a.num_heads),
-        ("num_kv_heads", a.num_kv_heads),
-        ("head_dim", a.head_dim),
-    )
+        sizes = ("num_kv_heads", 1), ("head_dim", a.cached_dim), ("latent_dim", a.latent_dim)
+        return [(("num_heads", a.num_heads), *sizes)]
+    if isinstance(a, AttentionSpec | ExpertAttentionSpec):
+        return [(("num_heads", a.num_heads), ("num_kv_heads", a.num_kv_heads), ("head_dim", a.head_dim))]
+    return []
 
 
 def _routed(layer: LayerSpec) -> list[MoESpec | ExpertAttentionSpec]:
@@ -85,12 +84,12 @@ def _routed(layer: LayerSpec) -> list[MoESpec | ExpertAttentionSpec]:
     return [part for part in (layer.attention, layer.ffn) if isinstance(part, MoESpec | ExpertAttentionSpec)]
 
 
-def _router_options(ffn: MoESpec | ExpertAttentionSpec) -> tuple[tuple[str, object], ...]:
-    return (("num_experts", ffn.num_experts), ("top_k", ffn.router.top_k))
+def _router_options(part: MoESpec | ExpertAttentionSpec) -> Options:
+    return (("num_experts", part.num_experts), ("top_k", part.router.top_k))
 
 
-def _unique(options: "object") -> list[tuple[tuple[str, object], ...]]:
-    return list(dict.fromkeys(options))  # type: ignore[call-overload]
+def _unique(options: Iterable[Options]) -> list[Options]:
+    return list(dict.fromkeys(options))
 
 
 def _say(chosen: dict[str, str], device: torch.device, wanted: str) -> None:

@@ -1,11 +1,10 @@
 """The one decoder: built from a spec, run on a batch. What a model computes is in its spec; here is only how."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from moesaic.core.batch import Batch
 from moesaic.experts.layer import MoE
@@ -16,21 +15,17 @@ from moesaic.layers.kv_cache import Cache, CacheSpec
 from moesaic.layers.mlp import MLP
 from moesaic.layers.norm import Norm
 from moesaic.layers.step import Step
+from moesaic.models.language_model import LanguageModel
 from moesaic.models.mixers import build_mixer
 from moesaic.models.spec import LayerSpec, ModelSpec, MoESpec
 
-_GLOBAL_HOOKS = (nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks)
 
-
-class Decoder(Layer):
+class Decoder(LanguageModel):
     """A decoder-only language model over paged caches; its parameters are unfilled until they are loaded.
 
     Attributes:
         expert_stats: tokens routed to each expert of each layer since the start.
-        replayable: its decode steps may be recorded.
     """
-
-    replayable = True
 
     def __init__(self, spec: ModelSpec, ctx: BuildContext) -> None:
         super().__init__()
@@ -57,8 +52,7 @@ class Decoder(Layer):
         self.lm_head = ParallelLMHead(
             spec.vocab_size, spec.hidden_size, bias=spec.logits_bias, tied=tied, ctx=ctx.under("lm_head")
         )
-        self._hooks = [hooks for m in self.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
-        self._unhooked_at = -1  # how many hooks had ever been registered when none of them was left here
+        self.watch_hooks()
 
     @torch.inference_mode()
     def forward(self, batch: Batch, caches: Sequence[Cache]) -> Tensor:
@@ -86,26 +80,9 @@ class Decoder(Layer):
             logits = self._softcap(logits, self.spec.logits_softcap)
         return logits
 
-    @property
-    def hooked(self) -> bool:
-        """Whether somebody wants to look in between: a forward hook on some layer, as torch has them.
-
-        Asked at every step, so the layers are looked at only after another hook was registered anywhere.
-        """
-        registered = RemovableHandle.next_id
-        if registered == self._unhooked_at:
-            return False
-        if any(self._hooks) or any(_GLOBAL_HOOKS):
-            return True
-        self._unhooked_at = registered
-        return False
-
     def cache_specs(self) -> list[CacheSpec]:
         """What the layers keep of tokens and of sequences, layer after layer."""
         return [spec for layer in self.layers for spec in layer.cache_specs]
-
-    def forget(self, seq_ids: Iterable[int]) -> None:
-        """Sequences have left: all that is kept of them lies in the caches."""
 
 
 class DecoderLayer(Layer):

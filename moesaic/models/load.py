@@ -2,34 +2,44 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from moesaic.core.config import ModelConfig
 from moesaic.core.errors import UnsupportedError
+from moesaic.models.class_config import ClassSpec
 from moesaic.models.config_reader import ConfigReader, eos_token_ids, read_config
 from moesaic.models.implementation import choose_implementation
 from moesaic.models.registry import Architecture, ModelRegistry
 from moesaic.models.spec import ModelSpec
 
 if TYPE_CHECKING:
-    from moesaic.models.decoder import Decoder
+    from moesaic.layers.base import BuildContext
     from moesaic.models.hf_backend.build import ForeignModels
     from moesaic.models.hf_backend.facts import ForeignSpec
+    from moesaic.models.language_model import LanguageModel
     from moesaic.weights.loader import Target
+    from moesaic.weights.quantization import QuantizationPlan
     from moesaic.weights.rules import AnyRule
     from moesaic.weights.sources import Source
 
-__all__ = ["describe_model", "eos_token_ids", "load_model", "read_config", "read_spec", "spec_of"]
+Spec = ModelSpec | ClassSpec
+
+__all__ = ["Spec", "describe_model", "eos_token_ids", "load_model", "read_config", "read_spec", "spec_of"]
 
 
-def read_spec(path: str) -> tuple[Architecture, ModelSpec]:
+def read_spec(path: str) -> tuple[Architecture, Spec]:
     """What the checkpoint in folder `path` computes. Raises ConfigError or CheckpointError."""
     return spec_of(read_config(path), os.path.join(path, "config.json"))
 
 
-def spec_of(config: dict[str, Any], where: str = "config.json") -> tuple[Architecture, ModelSpec]:
+def spec_of(config: dict[str, Any], where: str = "config.json") -> tuple[Architecture, Spec]:
     """What a model with this config computes; every key is accounted for. Raises ConfigError."""
     architecture = ModelRegistry.resolve(config)
+    if architecture.spec is None:
+        from moesaic.models.class_model import spec_of_class
+
+        return architecture, spec_of_class(architecture.model_class, config, where)
     reader = ConfigReader(config, where)
     spec = architecture.spec(reader)
     reader.finish()
@@ -38,7 +48,7 @@ def spec_of(config: dict[str, Any], where: str = "config.json") -> tuple[Archite
 
 def describe_model(
     path: str, model_impl: str = "auto", trust_remote_code: bool = False
-) -> "tuple[str, ModelSpec | ForeignSpec]":
+) -> "tuple[str, Spec | ForeignSpec]":
     """The architecture's name and the facts of the checkpoint in folder `path`, whoever computes it.
 
     Raises:
@@ -59,7 +69,7 @@ LEAST_CACHED = 64 << 20  # bytes of packed weights from which a start gains by f
 
 def load_model(
     config: ModelConfig, device: str, block_size: int = 16, progress: bool = True, kv_dtype: str | None = None
-) -> "Decoder | ForeignModels":
+) -> "LanguageModel | ForeignModels":
     """The model, its parameters filled. Raises ConfigError or CheckpointError.
 
     Args:
@@ -75,13 +85,16 @@ def load_model(
     return build(config, chosen, torch.device(device), block_size, getattr(torch, kv_dtype or config.dtype))
 
 
-def load_native(config: ModelConfig, device: str, block_size: int, progress: bool, kv_dtype: str | None) -> "Decoder":
+def load_native(
+    config: ModelConfig, device: str, block_size: int, progress: bool, kv_dtype: str | None
+) -> "LanguageModel":
     """A model of ours, as `load_model` says."""
     import torch
 
     from moesaic.layers.base import BuildContext, Layer
     from moesaic.models.backends import choose_backends
     from moesaic.models.decoder import Decoder
+    from moesaic.models.language_model import LanguageModel
     from moesaic.weights.loader import fill_dummy
     from moesaic.weights.packing import check_plan
     from moesaic.weights.quantization import QuantizationPlan
@@ -100,27 +113,61 @@ def load_native(config: ModelConfig, device: str, block_size: int, progress: boo
             f"quantised weights need the C++ kernels, but {backends['matrices']} ones compute here, for the reason in "
             "the log: leave --quantization and --quantization-config out"
         )
-    model = Decoder(
-        spec,
-        BuildContext(
-            where,
-            dtype,
-            kv_dtype=cache_dtype,
-            backends=backends,
-            formats=plan.format_of,
-            moe_block_size=config.moe_block_size,
-        ),
+    ctx = BuildContext(
+        where,
+        dtype,
+        kv_dtype=cache_dtype,
+        backends=backends,
+        formats=plan.format_of,
+        moe_block_size=config.moe_block_size,
     )
-    parameters = dict(model.named_views())
-    check_plan(plan, parameters)
-    if source is None:
-        fill_dummy(parameters, config.seed)
+    model: LanguageModel
+    if isinstance(spec, ClassSpec):
+        model = _load_class(config, architecture, spec, ctx, replace(plan, everywhere=True), source, block_size)
     else:
-        _load(config, architecture.rules(spec), source, parameters, plan.quantised, progress)
+        model = Decoder(spec, ctx)
+        parameters = dict(model.named_views())
+        check_plan(plan, parameters)
+        if source is None:
+            fill_dummy(parameters, config.seed)
+        else:
+            _load(config, architecture.rules(spec), source, parameters, plan.quantised, progress)
     for module in model.modules():
         if isinstance(module, Layer):
             module.loaded()
     return model.eval()
+
+
+def _load_class(
+    config: ModelConfig,
+    architecture: Architecture,
+    spec: ClassSpec,
+    ctx: "BuildContext",
+    plan: "QuantizationPlan",
+    source: "Source | None",
+    block_size: int,
+) -> "LanguageModel":
+    """A hand-written model, filled by its class (packed weights of such are not kept for the next start)."""
+    from moesaic.layers.loading import dummy_targets, expose
+    from moesaic.models.class_model import build_class_model, fill_from, planned_parameters
+    from moesaic.weights.loader import fill_dummy
+    from moesaic.weights.packing import check_plan
+
+    model = build_class_model(
+        architecture.model_class,
+        read_config(config.path),
+        spec,
+        replace(ctx, formats=plan.format_of),
+        plan,
+        max_model_len=config.max_model_len,
+        block_size=block_size,
+    )
+    check_plan(plan, planned_parameters(model))
+    if source is None:
+        fill_dummy(dummy_targets(expose(model.model)), config.seed)
+    else:
+        fill_from(model, source, config.path)
+    return model
 
 
 def _load(

@@ -1,20 +1,27 @@
-"""Which architectures are known: those of `archs/`, those registered by hand, those that plugins bring. Torch-free."""
+"""Which architectures are known: those of `archs/`, those registered by hand, those that plugins bring. Torch-free.
 
+A target is a spec module (`spec` and `RULES`) or a hand-written model class (`models.class_model`).
+"""
+
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
+from types import ModuleType
 from typing import Any, ClassVar
 
-from moesaic.core.errors import ConfigError, UnsupportedError, nearest
+from moesaic.core.errors import ConfigError, UnsupportedError, nearest, unknown_name
 from moesaic.models import archs
 from moesaic.models.config_reader import ConfigReader
 from moesaic.models.spec import ModelSpec
 from moesaic.weights.rules import AnyRule
 
 PLUGIN_GROUP = "moesaic.plugins"
+TARGET = re.compile(r"[\w.]+(:\w+)?")
 
 
 @dataclass(frozen=True)
@@ -23,13 +30,30 @@ class Architecture:
 
     Attributes:
         name: what config.json's `architectures` calls it.
-        spec: reads a config into what the model computes.
+        spec: reads a config into what the model computes; None for a hand-written class.
         rules: where the parameters lie in a checkpoint, for what it computes.
+        model_class: in vLLM's conventions (`models.class_model`).
     """
 
     name: str
-    spec: Callable[[ConfigReader], ModelSpec]
+    spec: Callable[[ConfigReader], ModelSpec] | None
     rules: Callable[[ModelSpec], list[AnyRule]]
+    model_class: Any = None
+
+
+@dataclass(frozen=True)
+class Handover:
+    """Registrations on their way to another process.
+
+    Attributes:
+        targets: architecture -> what to import.
+        left_behind: architectures registered as objects that no other process can import.
+        paths: where modules are looked for.
+    """
+
+    targets: dict[str, str]
+    left_behind: list[str]
+    paths: list[str]
 
 
 class ModelRegistry:
@@ -37,16 +61,43 @@ class ModelRegistry:
 
     _targets: ClassVar[dict[str, str | object]] = {}
     _model_types: ClassVar[dict[str, str]] = {}
+    _by_hand: ClassVar[dict[str, str | object]] = {}
+    _left_behind: ClassVar[set[str]] = set()
 
     @classmethod
     def register_model(cls, architecture: str, target: str | object) -> None:
         """Make an architecture known, or replace it.
 
         Args:
-            target: a module with `spec(config_reader)` and `RULES`, or its dotted name, imported when first needed.
-                The rules are a list, or a function of the ModelSpec that gives one, where they depend on sizes.
+            target: a module with `spec(config_reader)` and `RULES`, or its dotted name; or a model class, or
+                "module:Class". The rules are a list, or a function of the ModelSpec that gives one. What is named is imported when first needed, in the engine's process too; of objects
+                only modules and their classes can be found again there.
+
+        Raises:
+            ConfigError: the name is not one of a module, or of something in it.
         """
+        if isinstance(target, str) and not TARGET.fullmatch(target):
+            raise ConfigError(f"architecture {architecture!r}: {target!r} is neither a module nor module:Class")
         cls._targets[architecture] = target
+        cls._by_hand[architecture] = target
+
+    @classmethod
+    def handover(cls) -> Handover:
+        """What was registered in this process by hand, for another to know it too."""
+        named = {architecture: _name_of(target) for architecture, target in cls._by_hand.items()}
+        return Handover(
+            {architecture: name for architecture, name in named.items() if name is not None},
+            [architecture for architecture, name in named.items() if name is None],
+            list(sys.path),
+        )
+
+    @classmethod
+    def take_over(cls, handover: Handover) -> None:
+        """Register what another process has registered; modules are looked for where it looks."""
+        sys.path += [path for path in handover.paths if path not in sys.path]
+        for architecture, target in handover.targets.items():
+            cls.register_model(architecture, target)
+        cls._left_behind = set(handover.left_behind)
 
     @classmethod
     def get_supported_archs(cls) -> list[str]:
@@ -74,6 +125,11 @@ class ModelRegistry:
         asked = names[0] if names else config.get("model_type")
         if not isinstance(asked, str):
             raise ConfigError("config.json names no architecture: it has neither architectures nor model_type")
+        if asked in cls._left_behind:
+            raise UnsupportedError(
+                f"architecture {asked!r} was registered as an object that this process cannot import; register it as "
+                '"module:Class" or by the name of its module'
+            )
         close = nearest(asked, known, count=3) or known
         raise UnsupportedError(
             f"architecture {asked!r} is not supported; nearest known: {', '.join(close)}. "
@@ -82,12 +138,43 @@ class ModelRegistry:
 
 
 def _architecture(name: str, target: str | object) -> Architecture:
-    module: Any = import_module(target) if isinstance(target, str) else target
+    found: Any = _import(name, target) if isinstance(target, str) else target
+    if isinstance(found, type):
+        return Architecture(name, None, lambda spec: [], found)
     for wanted in ("spec", "RULES"):
-        if not hasattr(module, wanted):
+        if not hasattr(found, wanted):
             raise ConfigError(f"architecture {name!r} is registered as {target!r}, which has no `{wanted}`")
-    given = module.RULES
-    return Architecture(name, module.spec, given if callable(given) else lambda spec: list(given))
+    given = found.RULES
+    return Architecture(name, found.spec, given if callable(given) else lambda spec: list(given))
+
+
+def _import(name: str, target: str) -> Any:
+    """The module, or what a module calls so. A module's error is its own, with the architecture's name added."""
+    module_name, _, attribute = target.partition(":")
+    try:
+        module: Any = import_module(module_name)
+    except Exception as e:
+        e.add_note(f"raised by {module_name}, which is registered for the architecture {name!r}")
+        raise
+    if not attribute:
+        return module
+    if not hasattr(module, attribute):
+        raise ConfigError(
+            f"architecture {name!r} is registered as {target!r}: {unknown_name('name', attribute, vars(module))} in "
+            f"{module_name}"
+        )
+    return getattr(module, attribute)
+
+
+def _name_of(target: str | object) -> str | None:
+    """What another process would import, or None."""
+    if isinstance(target, str):
+        return target
+    if isinstance(target, ModuleType) and target.__name__ in sys.modules:
+        return target.__name__
+    if isinstance(target, type) and target.__module__ != "__main__" and "." not in target.__qualname__:
+        return f"{target.__module__}:{target.__qualname__}"
+    return None
 
 
 @cache

@@ -66,18 +66,20 @@ def plan_load(
         return f"expected as {' or '.join(sources) or 'no rule says where from'}{near_surplus.hint(sources)}"
 
     lines = [
-        *_section("missing (no tensor fills this parameter)", missing, say_missing),
-        *_section(
+        *list_misses("missing (no tensor fills this parameter)", missing, say_missing),
+        *list_misses(
             "superfluous (no parameter takes this tensor)",
             superfluous,
             lambda name: f"shape {list(tensors[name])}{near_absent.hint([name])}",
         ),
-        *_section(
+        *list_misses(
             "of the wrong shape",
             misshaped,
             lambda name: f"is {list(tensors[name])}, the config asks for {list(expected[name])}",
         ),
-        *_section("filled twice", twice, lambda name: "from " + " and from ".join(copy.source for copy in found[name])),
+        *list_misses(
+            "filled twice", twice, lambda name: "from " + " and from ".join(copy.source for copy in found[name])
+        ),
     ]
     raise CheckpointError(f"the checkpoint in {where} does not fit the model:\n" + "\n".join(lines))
 
@@ -109,7 +111,7 @@ class _NearestNames:
         return ""
 
 
-def _section(kind: str, names: list[str], say: Callable[[str], str]) -> list[str]:
+def list_misses(kind: str, names: list[str], say: Callable[[str], str]) -> list[str]:
     """One kind of miss as lines: names that differ in numbers alone share one, and only the first groups are listed."""
     if not names:
         return []

@@ -43,6 +43,7 @@ class QuantizationPlan:
         scheme: of all projections; the LM head has 8 bits in any.
         group_size: inputs that share a scale; 0 for a whole row.
         exceptions: in order of rising precedence.
+        everywhere: the scheme is of all names, not of those under `layers` alone (hand-written models choose theirs).
 
     Raises:
         ConfigError: a value is not one of those that there are.
@@ -52,6 +53,7 @@ class QuantizationPlan:
     scheme: str = "none"
     group_size: int = 128
     exceptions: tuple[PatternFormat, ...] = ()
+    everywhere: bool = False
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
@@ -110,7 +112,10 @@ class QuantizationPlan:
         """(pattern, format), later ones first in rank."""
         rules = []
         if self.scheme != "none":
-            rules += [("layers", self._format(self.scheme)), ("lm_head", self._format("w8a16"))]
+            rules += [
+                ("**" if self.everywhere else "layers", self._format(self.scheme)),
+                ("lm_head", self._format("w8a16")),
+            ]
         return rules + [(e.pattern, self._format(e.value, e.pattern)) for e in self.exceptions]
 
     def _format(self, value: str, pattern: str = "") -> WeightFormat:

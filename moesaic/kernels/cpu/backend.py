@@ -90,7 +90,7 @@ def _matrices(case: Case) -> str | None:
     if case.weights not in ("torch.float32", "torch.bfloat16", "torch.float16"):
         return f"weights in {case.weights} are not packed"
     activation = case.option("activation")
-    return None if activation in ACTIVATIONS else f"no kernel for the activation {activation!r}"
+    return None if activation is None or activation in ACTIVATIONS else f"no kernel for the activation {activation!r}"
 
 
 def _norms(case: Case) -> str | None:
@@ -109,6 +109,8 @@ def _attention(case: Case) -> str | None:
     kinds = ("torch.float32", "torch.float16", "torch.bfloat16", "torch.int8")
     if case.weights not in kinds:
         return f"its KV cache is not kept in {case.weights.removeprefix('torch.')}"
+    if case.option("top_k") is not None:
+        return "attention to the best keys alone is not implemented"
     latent = case.option("latent_dim")
     return f"it reads latents of a multiple of 16 numbers, not of {latent}" if latent and latent % 16 else None
 

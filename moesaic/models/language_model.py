@@ -1,0 +1,66 @@
+"""A model of ours as the worker knows it (`models.served`): the decoder that a spec builds, or a hand-written class."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from moesaic.core.batch import Batch
+from moesaic.experts.stats import ExpertStats
+from moesaic.layers.base import Layer
+from moesaic.layers.kv_cache import Cache, CacheSpec
+
+_GLOBAL_HOOKS = (nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks)
+
+
+class LanguageModel(Layer):
+    """Tokens in, logits out, over paged caches.
+
+    Attributes:
+        spec: at least vocab_size, max_position_embeddings, num_parameters and num_active_parameters.
+        replayable: its decode steps may be recorded.
+        expert_stats: tokens routed to each expert of each layer since the start.
+    """
+
+    spec: Any
+    expert_stats: ExpertStats
+    replayable = True
+
+    def forward(self, batch: Batch, caches: Sequence[Cache]) -> Tensor:
+        """The final hidden states `[T, hidden]` of the batch's tokens, normed.
+
+        Args:
+            caches: as `cache_specs` describes them; the step's keys, values and states are written into them.
+        """
+        raise NotImplementedError
+
+    def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        """`[T, hidden]` -> `[N, vocab]` float32, of the given `rows` `[N]` or of all."""
+        raise NotImplementedError
+
+    def cache_specs(self) -> list[CacheSpec]:
+        """What the layers keep of tokens and of sequences, layer after layer."""
+        raise NotImplementedError
+
+    def forget(self, seq_ids: Iterable[int]) -> None:
+        """Nothing: a sequence's state is in the caches, which the scheduler hands out."""
+
+    def watch_hooks(self) -> None:
+        """Remember where hooks would be; the model is complete."""
+        self._hooks = [hooks for m in self.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self._unhooked_at = -1  # how many hooks had ever been registered when none of them was left here
+
+    @property
+    def hooked(self) -> bool:
+        """Whether somebody wants to look in between: a forward hook on some layer, as torch has them.
+
+        Asked at every step, so the layers are looked at only after another hook was registered anywhere.
+        """
+        registered = RemovableHandle.next_id
+        if registered == self._unhooked_at:
+            return False
+        if any(self._hooks) or any(_GLOBAL_HOOKS):
+            return True
+        self._unhooked_at = registered
+        return False

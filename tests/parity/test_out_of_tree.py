@@ -1,0 +1,60 @@
+"""The two walked-through examples against transformers: logits in batches and chunks, greedy tokens when preempted."""
+
+import pytest
+
+from moesaic import LLM, SamplingParams
+from tests.out_of_tree import ARCHITECTURES, my_pkg, registrations, rename_architecture  # noqa: F401
+from tests.parity.driver import Driver, load, relative_difference
+from tests.parity.test_families import CHUNKS, TOLERANCE, random_streams, reference_logits
+from tests.tiny_models import tiny_reference
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return tiny_reference("olmoe")
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def checkpoint(request, my_pkg, reference, tmp_path):  # noqa: F811
+    reference.save_pretrained(tmp_path)
+    rename_architecture(tmp_path, request.param)
+    return tmp_path
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_logits(checkpoint, reference, backend):
+    streams = random_streams()
+    expected = reference_logits(reference, streams)
+    model = load(checkpoint, backend=backend)
+    assert model.spec.num_parameters == sum(p.numel() for p in reference.parameters())
+    for name, chunks in CHUNKS.items():
+        logits = Driver(model).run(streams, chunks)
+        worst = max(relative_difference(logits[i], expected[i]) for i in streams)
+        assert worst < TOLERANCE, f"{name}: {worst:.2e}"
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_greedy_tokens(checkpoint, reference, eager):
+    """In one batch, in chunks of a small budget, and with too few blocks for all at once."""
+    prompts = [list(range(1, 1 + n)) for n in (3, 40, 17, 5)]
+    llm = LLM(
+        str(checkpoint),
+        skip_tokenizer_init=True,
+        kv_cache_memory="72KiB",
+        max_num_batched_tokens=16,
+        max_model_len=96,
+        enforce_eager=eager,
+    )
+    engine = llm.llm_engine.engine
+    params = SamplingParams(max_tokens=24, temperature=0)
+    outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
+    assert engine.stats.preemptions_total > 0, engine.executor.kv
+    runner = engine.executor.runner
+    assert eager or runner.recorded.program is not None
+    counts = engine.executor.model.expert_stats.counts
+    assert counts.shape == (3, 8) and (counts.sum(1) == counts.sum(1)[0]).all() and counts.sum() > 0
+    for prompt, output in zip(prompts, outputs, strict=True):
+        import torch
+
+        expected = reference.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0, len(prompt) :]
+        assert output.outputs[0].token_ids == expected.tolist()
