@@ -11,7 +11,7 @@ ARGS   ?=
 # prerequisite whose date changes only when the list does.
 FILES  := $(VENV)/.files
 
-.PHONY: FORCE serve test test-long test-sanitized test-emulated install dev bench bench-all lint format docs clean
+.PHONY: FORCE serve test test-long parity test-sanitized test-emulated install dev bench bench-all lint format docs clean
 
 serve: install
 	$(BIN)/python -m moesaic serve $(ARGS)
@@ -22,6 +22,14 @@ test: dev
 # The exhaustive forms of what `make test` samples (about half an hour).
 test-long: dev
 	MOESAIC_LONG=1 $(BIN)/python -m pytest tests/unit/test_scheduler_machine.py --timeout 0 $(ARGS)
+
+# Every architecture against transformers, of which `make test` runs a sample; what is measured is written to
+# docs/models.md and to the table behind `moesaic models` (a quarter of an hour).
+PARITY_LOG := build/parity.jsonl
+parity: dev
+	@mkdir -p build && rm -f $(PARITY_LOG)
+	MOESAIC_PARITY_LOG=$(PARITY_LOG) $(BIN)/python -m pytest tests/parity -m "parity_full or not parity_full" $(ARGS)
+	$(BIN)/python tools/make_models.py $(PARITY_LOG)
 
 # The kernels' tests against libraries built with AddressSanitizer and UBSan.
 SANITIZED := build/sanitized

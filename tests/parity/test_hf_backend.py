@@ -10,6 +10,7 @@ from moesaic import LLM, SamplingParams
 from moesaic.models.hf_backend.allowed import ALLOWED
 from tests.families.backend import FAMILIES, model_of
 from tests.parity.driver import Driver, load, relative_difference
+from tests.parity.record import record
 from tests.parity.test_families import CHUNKS, TOLERANCE, random_streams, reference_logits
 from tests.tiny_models import draw
 
@@ -51,9 +52,10 @@ def check_logits(architecture, tmp_path, backend):
     expected = reference_logits(reference, streams)
     model = load(tmp_path, backend=backend, model_impl="transformers")
     ways = whole_then_single(model, streams) if model.spec.whole_prompts else in_chunks(model, streams)
-    for name, logits in ways.items():
-        worst = max(relative_difference(logits[i], expected[i]) for i in streams)
-        assert worst < LOOSE.get(architecture, TOLERANCE), f"{architecture}, {name}: {worst:.2e}"
+    differences = {n: max(relative_difference(rows[i], expected[i]) for i in streams) for n, rows in ways.items()}
+    for name, difference in differences.items():
+        assert difference < LOOSE.get(architecture, TOLERANCE), f"{architecture}, {name}: {difference:.2e}"
+    record(architecture, backend, max(differences.values()), model.spec)
     ours = ALLOWED[architecture].experts == "ours"
     assert bool(model.expert_stats.counts.sum()) or not ours, "no expert was asked for"
 

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.families import VARIANTS
-from tests.parity.driver import Driver, load, relative_difference
-from tests.parity.test_families import CHUNKS, TOLERANCE, random_streams, reference_logits
+from tests.parity.driver import load
+from tests.parity.test_families import compare, random_streams, reference_logits
 from tests.tiny_models import MORE_FAMILIES, tiny_reference
 
 CASES = {**{family: (family, {}) for family in MORE_FAMILIES}, **VARIANTS}
@@ -28,7 +28,4 @@ def check(case, tmp_path, backend):
     streams = random_streams()
     expected = reference_logits(reference, streams)
     model = load(tmp_path, backend=backend)
-    for name, chunks in CHUNKS.items():
-        logits = Driver(model).run(streams, chunks)
-        worst = max(relative_difference(logits[i], expected[i]) for i in streams)
-        assert worst < TOLERANCE, f"{case}, {name}: {worst:.2e}"
+    compare(case, reference, model, streams, expected)

@@ -16,6 +16,7 @@ VERBS = {
     "serve": ("moesaic.entrypoints.cli.serve", "Serve a model over HTTP, as OpenAI's API."),
     "generate": ("moesaic.entrypoints.cli.generate", "Complete one prompt and exit."),
     "chat": ("moesaic.entrypoints.cli.chat", "Talk with a model, in this process or on a server."),
+    "models": ("moesaic.entrypoints.cli.models", "List the architectures that can be served."),
     "bench": ("moesaic.entrypoints.cli.bench", "Measure how fast a model runs here."),
 }
 DEBUG_VARIABLE = "MOESAIC_DEBUG"

@@ -1,0 +1,64 @@
+"""What the parity tests measured, a line of JSON a case, for `make parity` (tools/make_models.py reads it)."""
+
+import json
+import os
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any
+
+from moesaic.models.spec import AttentionSpec, ModelSpec, MoESpec
+
+LOG = "MOESAIC_PARITY_LOG"
+
+
+def record(architecture: str, case: str, difference: float, spec: Any) -> None:
+    """Append a case to the file that MOESAIC_PARITY_LOG names, if it names one.
+
+    Args:
+        difference: the largest relative difference of a logit, in all ways in which the case was computed.
+        spec: of the model that was compared, a ModelSpec or what the backend has in its place.
+    """
+    path = os.environ.get(LOG)
+    if path is None:
+        return
+    facts = native_facts(spec) if isinstance(spec, ModelSpec) else {}
+    by = "native" if isinstance(spec, ModelSpec) else "transformers"
+    line = {"architecture": architecture, "by": by, "case": case, "difference": difference, **facts}
+    with open(path, "a") as log:
+        log.write(json.dumps(line) + "\n")
+
+
+def native_facts(spec: ModelSpec) -> dict[str, list[str]]:
+    """Words for what mixes tokens, for routers, and for every option of the spec that is in use."""
+    mixers, routers, options = set(), set(), set()
+    for layer in spec.layers:
+        mixers.add(mixer_kind(layer.attention))
+        if isinstance(layer.ffn, MoESpec):
+            routers.add(layer.ffn.router.scoring)
+        options |= options_of(layer)
+    options |= {word for word in options_of(spec) if not word.startswith("layers")}
+    return {"attention": sorted(mixers), "router": sorted(routers), "options": sorted(options)}
+
+
+def mixer_kind(mixer: Any) -> str:
+    """`grouped queries`, `one head of keys`, or the name of another kind of spec."""
+    if not isinstance(mixer, AttentionSpec):
+        return type(mixer).__name__.removesuffix("Spec")
+    if mixer.num_kv_heads == mixer.num_heads:
+        return "attention"
+    return "multi-query attention" if mixer.num_kv_heads == 1 else "grouped-query attention"
+
+
+def options_of(spec: Any, prefix: str = "") -> set[str]:
+    """Dotted names of a spec's fields that differ from their defaults; with the value where it is a word."""
+    found = set()
+    for field in fields(spec):
+        value, name = getattr(spec, field.name), prefix + field.name
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if is_dataclass(value):
+            inner = options_of(value, f"{name}.")
+            found |= inner if default is MISSING or inner or value == default else {name}
+        elif isinstance(value, str) and value != default:
+            found.add(f"{name} {value}")
+        elif default is not MISSING and value != default:
+            found.add(name)
+    return found

@@ -1,0 +1,125 @@
+"""Write docs/models.md and the table that `moesaic models` reads, from what the parity tests put on record.
+
+usage: make_models.py LOG     (`make parity` runs the tests with MOESAIC_PARITY_LOG=LOG first)
+"""
+
+import ast
+import json
+import sys
+from collections import defaultdict
+from datetime import date
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+import transformers
+
+from moesaic.models import archs
+from moesaic.models.hf_backend.allowed import ALLOWED
+from moesaic.models.table import FILE, Entry, limits_of
+
+PAGE = Path(__file__).parent.parent / "docs" / "models.md"
+QUOTES = "'\""
+HEAD = """# Architectures
+
+This page is made by `make parity`, from what its tests measured; `moesaic models` shows the same on the command line.
+
+Each architecture was compared with transformers {version} on tiny random models of as many configurations as the column
+says: prompts in one piece, in chunks and token by token, several at once; and its greedy tokens through the engine,
+preempted too. *Difference* is the largest of all logits, relative to the largest logit. *Native* ones have a spec of
+ours, whose words that are in use are listed; *refused* are config keys whose other values are. Every key of a config
+that a native architecture does not know is refused as well.
+
+Those **through transformers** run its modelling code with our scheduler, and our experts where nothing else is said:
+*packed* with our paged attention, *a request at a time* with one cache of transformers' a request, so that prompts are
+computed in one step and prefixes are not found again. They are not quantised, and multimodal ones take text only.
+"""
+
+
+def entries(log: Path) -> list[Entry]:
+    """One for each architecture on record, native ones first."""
+    cases: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for line in log.read_text().splitlines():
+        case = json.loads(line)
+        cases[case["by"], case["architecture"]].append(case)
+    native = {name for by, name in cases if by == "native"}
+    files = sources()
+    made = [
+        entry(name, by, found, files) for (by, name), found in cases.items() if by == "native" or name not in native
+    ]
+    return sorted(made, key=lambda e: (e.by, e.architecture))
+
+
+def entry(name: str, by: str, cases: list[dict[str, Any]], files: dict[str, Path]) -> Entry:
+    """The facts of all cases of an architecture together."""
+
+    def words(key: str) -> list[str]:
+        return sorted({word for case in cases for word in case.get(key, ())})
+
+    file = files.get(name)
+    return Entry(
+        architecture=name,
+        by=by,
+        attention=words("attention"),
+        router=words("router"),
+        options=words("options"),
+        lines=len(file.read_text().splitlines()) if file else 0,
+        cases=len(cases),
+        difference=max(case["difference"] for case in cases),
+        refused=refused(file) if file else [],
+        limits=limits_of(ALLOWED[name]) if by == "transformers" else [],
+        tested=date.today().isoformat(),
+        against=f"transformers {transformers.__version__}",
+    )
+
+
+def sources() -> dict[str, Path]:
+    """Architecture -> the file of its spec."""
+    found = {}
+    for info in iter_modules(archs.__path__):
+        module = import_module(f"{archs.__name__}.{info.name}")
+        for name in (module.ARCHITECTURE, *getattr(module, "ALSO", {})):
+            found[name] = Path(str(module.__file__))
+    return found
+
+
+def refused(file: Path) -> list[str]:
+    """`key = other than values` of every `refuse_unless` in an architecture's file."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "refuse_unless":
+            key, *values = (ast.unparse(argument) for argument in node.args)
+            found.append(f"`{key.strip(QUOTES)}` other than {' or '.join(values)}")
+    return sorted(found)
+
+
+def page(table: list[Entry]) -> str:
+    """The whole page."""
+    rows = [
+        "| architecture | by | lines | attention | router | options in use | cases | difference | refused, limits |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for e in table:
+        cells = [
+            f"`{e.architecture}`",
+            e.by,
+            str(e.lines or ""),
+            ", ".join(e.attention),
+            ", ".join(e.router),
+            ", ".join(f"`{option}`" for option in e.options),
+            str(e.cases),
+            f"{e.difference:.1e}",
+            "; ".join(e.refused + e.limits),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    count = sum(e.by == "native" for e in table)
+    summary = f"{count} native, {len(table) - count} through transformers; measured {max(e.tested for e in table)}."
+    return f"{HEAD.format(version=transformers.__version__)}\n{summary}\n\n" + "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    table = entries(Path(sys.argv[1]))
+    FILE.write_text(json.dumps([e.as_dict() for e in table], indent=1) + "\n")
+    PAGE.write_text(page(table))
+    print(f"{len(table)} architectures in {PAGE} and {FILE}")
