@@ -70,8 +70,9 @@ class ModelRegistry:
 
         Args:
             target: a module with `spec(config_reader)` and `RULES`, or its dotted name; or a model class, or
-                "module:Class". The rules are a list, or a function of the ModelSpec that gives one. What is named is imported when first needed, in the engine's process too; of objects
-                only modules and their classes can be found again there.
+                "module:Class". What is named is imported when first needed, in the engine's process too; of objects,
+                only modules and classes in modules are found again there. The rules are a list, or a function of the
+                ModelSpec that gives one, where they depend on sizes.
 
         Raises:
             ConfigError: the name is not one of a module, or of something in it.

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,8 @@ FIVE = {"GraniteMoeForCausalLM", "LlamaForCausalLM", "MixtralForCausalLM", "Olmo
 def clean(monkeypatch):
     """Registrations of a test end with it."""
     monkeypatch.setattr(ModelRegistry, "_targets", dict(ModelRegistry._targets))
+    monkeypatch.setattr(ModelRegistry, "_by_hand", {})
+    monkeypatch.setattr(ModelRegistry, "_left_behind", set())
 
 
 @pytest.fixture
@@ -90,6 +93,64 @@ def test_a_failing_plugin_fails_with_its_own_error(plugins):
     with pytest.raises(ImportError, match="their_dependency") as e:
         ModelRegistry.get_supported_archs()
     assert "entry point 'mine'" in e.value.__notes__[0]
+
+
+@pytest.mark.parametrize("target", ["", "my pkg", "a:b:c", "pkg/model.py:Class"])
+def test_what_is_no_name_is_refused_when_it_is_registered(clean, target):
+    with pytest.raises(ConfigError, match="neither a module nor module:Class"):
+        ModelRegistry.register_model("MineForCausalLM", target)
+
+
+def test_a_class_by_its_name(clean, tmp_path, monkeypatch):
+    (tmp_path / "class_of_mine.py").write_text("class Mine:\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ModelRegistry.register_model("MineForCausalLM", "class_of_mine:Mine")
+    found = ModelRegistry.resolve({"architectures": ["MineForCausalLM"]})
+    assert found.model_class.__name__ == "Mine" and found.spec is None
+    ModelRegistry.register_model("MineForCausalLM", "class_of_mine:Mina")
+    with pytest.raises(ConfigError, match="unknown name 'Mina': did you mean 'Mine'. in class_of_mine"):
+        ModelRegistry.resolve({"architectures": ["MineForCausalLM"]})
+
+
+@pytest.mark.parametrize("target", ["broken_target", "broken_target:Mine"])
+def test_a_target_that_fails_to_import_fails_with_its_own_error(clean, tmp_path, monkeypatch, target):
+    (tmp_path / "broken_target.py").write_text("import their_missing_dependency\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    ModelRegistry.register_model("MineForCausalLM", target)
+    with pytest.raises(ImportError, match="their_missing_dependency") as e:
+        ModelRegistry.resolve({"architectures": ["MineForCausalLM"]})
+    assert e.value.__notes__ == ["raised by broken_target, which is registered for the architecture 'MineForCausalLM'"]
+
+
+def test_registrations_are_handed_to_another_process(clean, monkeypatch):
+    import moesaic.models.archs.llama as module
+
+    class Local:
+        pass
+
+    targets = {
+        "A": "pkg.model:Class",
+        "B": module,
+        "C": registry.Architecture,
+        "D": SimpleNamespace(spec=None, RULES=[]),
+        "E": Local,
+    }
+    for name, target in targets.items():
+        ModelRegistry.register_model(name, target)
+    handover = ModelRegistry.handover()
+    assert handover.targets == {
+        "A": "pkg.model:Class",
+        "B": "moesaic.models.archs.llama",
+        "C": "moesaic.models.registry:Architecture",
+    }
+    assert handover.left_behind == ["D", "E"] and handover.paths == sys.path
+    for name in targets:
+        del ModelRegistry._targets[name]
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    ModelRegistry.take_over(replace(handover, paths=["/somewhere", *sys.path]))
+    assert sys.path[-1] == "/somewhere" and ModelRegistry._targets["A"] == "pkg.model:Class"
+    with pytest.raises(UnsupportedError, match="'D' was registered as an object that this process cannot import"):
+        ModelRegistry.resolve({"architectures": ["D"]})
 
 
 def test_reading_a_spec_needs_no_torch():
