@@ -13,7 +13,6 @@ MODEL_TYPE = "dots1"
 def spec(c: ConfigReader) -> ModelSpec:
     """What the model computes."""
     c.refuse_unless("moe_layer_freq", 1)
-    c.refuse_unless("scoring_func", "sigmoid", "noaux_tc")  # two names of the same
     window = c.read(int | None, "sliding_window", absent=4096)
     first_sliding = c.read(int | None, "max_window_layers", absent=62)
     attention = gqa(c, num_kv_heads=32, bias=c.read(bool, "attention_bias", absent=False), qk_norm="head")

@@ -51,7 +51,7 @@ def deepseek_moe(
         num_shared, scale, renormalize: for a config that says nothing.
     """
     c.ignore("aux_loss_alpha", "seq_aux", "ep_size", "pretraining_tp")  # of training, and of parallel ranks
-    c.refuse_unless("scoring_func", "sigmoid")
+    c.refuse_unless("scoring_func", "sigmoid", "noaux_tc")  # the second names the method of choice
     c.refuse_unless("topk_method", "noaux_tc")
     size, act = c.require(int, "moe_intermediate_size"), activation(c)
     router = RouterSpec(
