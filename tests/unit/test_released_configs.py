@@ -1,6 +1,7 @@
 """The configs of released models are read whole, and the specs made of them have as many parameters as was published.
 
-`tests/released` holds what lies beside the released weights as config.json, less what only training and generation read.
+`tests/released` holds what lies beside the released weights as config.json, less what only training and generation
+read.
 """
 
 import json
