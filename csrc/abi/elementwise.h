@@ -58,3 +58,18 @@ typedef struct {
 } moesaic_add_bias_args;
 
 MOESAIC_API void moesaic_add_bias(const moesaic_add_bias_args* args);
+
+// out = x + (sum of a row's weights whose ids are at least `first`) * y: what experts give that give what they are given.
+typedef struct {
+    moesaic_count rows;
+    const float* x;        // [rows, size]
+    const float* y;        // [rows, size]
+    const int32_t* ids;    // [rows, top_k]
+    const float* weights;  // [rows, top_k]
+    float* out;            // [rows, size]
+    int64_t size;
+    int32_t top_k;
+    int32_t first;
+} moesaic_add_identity_args;
+
+MOESAIC_API void moesaic_add_identity(const moesaic_add_identity_args* args);

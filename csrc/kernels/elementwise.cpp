@@ -83,3 +83,17 @@ void moesaic_add_bias(const moesaic_add_bias_args* args) {
         each_vector(b.size, [&](int64_t i, int n) { put(out + i, add(get(x + i, n), get(b.bias + i, n)), n); });
     });
 }
+
+void moesaic_add_identity(const moesaic_add_identity_args* args) {
+    const moesaic_add_identity_args& a = *args;
+    each_row(*a.rows, a.size, [&](int64_t r) {
+        const int32_t* ids = a.ids + r * a.top_k;
+        float weight = 0.0f;
+        for (int32_t j = 0; j < a.top_k; ++j) weight += ids[j] >= a.first ? a.weights[r * a.top_k + j] : 0.0f;
+        const float *x = a.x + r * a.size, *y = a.y + r * a.size;
+        float* out = a.out + r * a.size;
+        each_vector(a.size, [&](int64_t i, int n) {
+            put(out + i, fma(set1(weight), get(y + i, n), get(x + i, n)), n);
+        });
+    });
+}

@@ -27,13 +27,14 @@ class MoE(Layer):
     def __init__(self, ctx: BuildContext, spec: MoESpec, hidden_size: int, index: int, stats: ExpertStats) -> None:
         super().__init__()
         self.spec = spec
-        self.counts = stats.of_layer(index, spec.num_experts)
-        self.router = Router(hidden_size, spec.num_experts, spec.router, ctx=ctx.under("router"))
+        self.counts = stats.of_layer(index, spec.num_choices)
+        self.router = Router(hidden_size, spec.num_choices, spec.router, ctx=ctx.under("router"))
         self.experts = ExpertPages(ctx.under("experts"), spec, hidden_size)
         self.dispatcher = LocalDispatch()
         self._block_size = ctx.moe_block_size
         self._fused_moe = ctx.kernel("fused_moe")
         self._mix = ctx.kernel("mix")
+        self._add_identity = ctx.kernel("add_identity")
         self.output_bias = Bias(ctx.under("output_bias"), hidden_size) if spec.output_bias else None
         self.shared = self.shared_gate = None
         if spec.shared is not None:
@@ -46,7 +47,10 @@ class MoE(Layer):
         routing = self.route(hidden)
         seam()
         tokens, local = self.dispatcher.dispatch(hidden, routing)
-        out = self.with_shared(hidden, self.dispatcher.combine(self.compute(tokens, local), routing))
+        routed = self.dispatcher.combine(self.compute(tokens, local), routing)
+        if self.spec.identity_experts:
+            routed = self._add_identity(routed, hidden, routing.ids, routing.weights, self.spec.num_experts)
+        out = self.with_shared(hidden, routed)
         return out if self.output_bias is None else self.output_bias(out)
 
     def route(self, hidden: Tensor) -> Routing:

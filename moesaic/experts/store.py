@@ -31,7 +31,8 @@ class ExpertPages(Layer):
         inner = spec.intermediate_size * (2 if spec.gated else 1)
         shapes = (inner, hidden_size), (hidden_size, spec.intermediate_size)
         self.slots = list(range(spec.num_experts))
-        self.register_buffer("slot_of", torch.tensor(self.slots, device=ctx.device, dtype=torch.int32))
+        slot_of = self.slots + [-1] * spec.identity_experts  # these have no weights, and are added beside the others
+        self.register_buffer("slot_of", torch.tensor(slot_of, device=ctx.device, dtype=torch.int32))
         if spec.bias:
             self.gate_up_bias = [ctx.parameter(inner).data for _ in range(spec.num_experts)]
             self.down_bias = [ctx.parameter(hidden_size).data for _ in range(spec.num_experts)]

@@ -13,7 +13,7 @@ from moesaic.kernels.reference_attention import (
     rotate,
     write_kv,
 )
-from moesaic.kernels.reference_elementwise import add_bias, apply_gate, clamp, mix, softcap
+from moesaic.kernels.reference_elementwise import add_bias, add_identity, apply_gate, clamp, mix, softcap
 from moesaic.kernels.reference_expert_linear import gather_linear, spread_linear
 from moesaic.kernels.reference_latent import head_linear, prepare_latent
 from moesaic.kernels.reference_moe import activated_linear, combine, fused_moe, gated_linear, linear
@@ -40,6 +40,7 @@ from moesaic.kernels.registry import Case
 __all__ = [
     "activated_linear",
     "add_bias",
+    "add_identity",
     "add_layer_norm",
     "add_rms_norm",
     "apply_gate",

@@ -44,3 +44,15 @@ def clamp(x: Tensor, limit: float) -> Tensor:
 def add_bias(x: Tensor, bias: Tensor) -> Tensor:
     """`x + bias`: `[T, N]`, `[N]` -> `[T, N]`, computed in fp32."""
     return (x.float() + bias.float()).to(x.dtype)
+
+
+def add_identity(x: Tensor, y: Tensor, ids: Tensor, weights: Tensor, first: int) -> Tensor:
+    """What experts add that give what they are given: `x + (sum of weights whose ids are at least first) * y`, in fp32.
+
+    Args:
+        x, y: `[T, H]`.
+        ids: `[T, k]` int32.
+        weights: `[T, k]` fp32.
+    """
+    weight = torch.where(ids >= first, weights.float(), 0.0).sum(1, keepdim=True)
+    return (x.float() + weight * y.float()).to(x.dtype)

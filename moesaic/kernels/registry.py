@@ -28,7 +28,7 @@ FAMILIES = {
     ),
     "norms": (
         *("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "gather_rows"),
-        *("mix", "apply_gate", "softcap", "clamp", "norm_heads", "add_bias"),
+        *("mix", "apply_gate", "softcap", "clamp", "norm_heads", "add_bias", "add_identity"),
     ),
     "recurrent": ("causal_conv", "gated_delta", "gated_norm", "linear_attention", "selective_scan", "ssd_scan"),
     "router": ("route",),

@@ -11,10 +11,15 @@ from moesaic.models.spec import QueryTemperature
 
 
 class Step:
-    """One forward pass over a batch. Tables and plans are made when the first layer asks for them."""
+    """One forward pass over a batch. Tables and plans are made when the first layer asks for them.
+
+    Attributes:
+        shortcut: `[T, hidden]`, what a layer leaves for the next one to add; None for nothing.
+    """
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
+        self.shortcut: Tensor | None = None
         self._made: dict[Any, Any] = {}
 
     def rope(self, make: Callable[..., Any], inverse: Tensor, factor: float) -> Any:

@@ -64,7 +64,7 @@ def choose_backends(
 def asked_of_spec(spec: ModelSpec) -> dict[str, list[Options]]:
     """What the layers of a spec ask of kernels, by family of operations: options of `Case`."""
     return {
-        "matrices": [(("activation", layer.ffn.activation),) for layer in spec.layers],
+        "matrices": [(("activation", ffn.activation),) for layer in spec.layers for ffn in layer.feed_forwards],
         "attention": [options for layer in spec.layers for options in _attention_options(layer.attention)],
         "router": [_router_options(part) for layer in spec.layers for part in _routed(layer)],
     }
@@ -81,11 +81,12 @@ def _attention_options(a: MixerSpec) -> list[Options]:
 
 def _routed(layer: LayerSpec) -> list[MoESpec | ExpertAttentionSpec]:
     """The parts of a layer that have experts."""
-    return [part for part in (layer.attention, layer.ffn) if isinstance(part, MoESpec | ExpertAttentionSpec)]
+    return [part for part in (layer.attention, layer.moe) if isinstance(part, MoESpec | ExpertAttentionSpec)]
 
 
 def _router_options(part: MoESpec | ExpertAttentionSpec) -> Options:
-    return (("num_experts", part.num_experts), ("top_k", part.router.top_k))
+    choices = part.num_choices if isinstance(part, MoESpec) else part.num_experts
+    return (("num_experts", choices), ("top_k", part.router.top_k))
 
 
 def _unique(options: Iterable[Options]) -> list[Options]:

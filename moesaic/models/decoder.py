@@ -30,7 +30,7 @@ class Decoder(LanguageModel):
     def __init__(self, spec: ModelSpec, ctx: BuildContext) -> None:
         super().__init__()
         self.spec = spec
-        most_experts = max((la.ffn.num_experts for la in spec.layers if isinstance(la.ffn, MoESpec)), default=0)
+        most_experts = max((la.moe.num_choices for la in spec.layers if la.moe is not None), default=0)
         self.expert_stats = ExpertStats(len(spec.layers), most_experts, ctx.device)
         self.embed = VocabParallelEmbedding(spec.vocab_size, spec.hidden_size, ctx=ctx.under("embed"))
         layers = [
@@ -100,16 +100,19 @@ class DecoderLayer(Layer):
         def norm(*kinds: str) -> Norm | None:
             return Norm(ctx, spec.norm or model.norm, model.hidden_size) if spec.norms in kinds else None
 
-        self.attention_norm = norm("pre", "sandwich", "parallel")
+        self.attention_norm = norm("pre", "sandwich", "ffn_sandwich", "parallel")
         self.attention = build_mixer(ctx.under("attention"), spec.attention, model.hidden_size, model.norm)
         self.cache_specs: list[CacheSpec] = self.attention.cache_specs
         self.attention_post_norm = norm("post", "sandwich")
-        self.ffn_norm = norm("pre", "sandwich")
+        self.ffn_norm = norm("pre", "sandwich", "ffn_sandwich")
         if isinstance(spec.ffn, MoESpec):
             self.mlp: Layer = MoE(ctx.under("mlp"), spec.ffn, model.hidden_size, index, stats)
         else:
             self.mlp = MLP(ctx.under("mlp"), spec.ffn, model.hidden_size)
-        self.ffn_post_norm = norm("post", "sandwich")
+        self.ffn_post_norm = norm("post", "sandwich", "ffn_sandwich")
+        self.shortcut: MoE | None = None
+        if spec.shortcut is not None:
+            self.shortcut = MoE(ctx.under("shortcut"), spec.shortcut, model.hidden_size, index, stats)
         self._mix = ctx.kernel("mix")
 
     def forward(
@@ -124,7 +127,12 @@ class DecoderLayer(Layer):
         if self.norms == "parallel":
             return hidden, self._mix(attended, self.mlp(normed))
         hidden, normed = self._add(hidden, attended, self.ffn_norm)
-        return hidden, _normed(self.mlp(normed), self.ffn_post_norm)
+        given = _normed(self.mlp(normed), self.ffn_post_norm)
+        if step.shortcut is not None:
+            given, step.shortcut = self._mix(given, step.shortcut), None
+        if self.shortcut is not None:
+            step.shortcut = self.shortcut(normed)
+        return hidden, given
 
     def _add(self, hidden: Tensor, delta: Tensor | None, norm: Norm | None) -> tuple[Tensor, Tensor]:
         """The residual stream with `delta` added, and what the next part is given of it."""

@@ -79,6 +79,9 @@ def load_weights(
     start = time.perf_counter()
     with torch.no_grad(), _progress(total, progress) as advance:
         _pour_all(source, copies, parameters, advance)
+        for name in plan.zeros:
+            into = parameters[name]
+            into.zero_() if isinstance(into, torch.Tensor) else into.fill(torch.zeros(into.shape))
         if not filled:  # by an earlier start, which made the checks
             for check in plan.checks:
                 _check_equal(source, check, parameters[check.target], where)

@@ -27,10 +27,12 @@ class Copy:
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """Copies that fill every parameter once, and tensors that must turn out equal to a filled parameter."""
+    """Copies that fill parameters, tensors that must turn out equal to a filled one, and parameters that are zero: each
+    parameter is among the first or the last."""
 
     copies: list[Copy]
     checks: list[Copy]
+    zeros: list[str]
 
 
 def plan_load(
@@ -51,12 +53,14 @@ def plan_load(
         name: [Copy(place.source, place.index, name, place.view) for place in options if place.source in tensors]
         for name, options in places.items()
     }
-    missing = [name for name, copies in found.items() if not copies]
+    absent = [name for name, copies in found.items() if not copies]
+    zeros = [name for name in absent if any(place.optional for place in places[name])]
+    missing = [name for name in absent if name not in zeros]
     superfluous = sorted(surplus - book.ties.keys())
     misshaped = [name for name in tensors if name in expected and tensors[name] != expected[name]]
     twice = [name for name, copies in found.items() if len(copies) > 1]
     if not (missing or superfluous or misshaped or twice):
-        return LoadPlan([copies[0] for copies in found.values()], checks)
+        return LoadPlan([copies[0] for copies in found.values() if copies], checks, zeros)
 
     near_surplus = _NearestNames(superfluous)
     near_absent = _NearestNames(place.source for name in missing for place in places[name])

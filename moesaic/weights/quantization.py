@@ -20,7 +20,8 @@ SCHEMES = ("none", "w8a16", "w4a16", "w8a8")
 FLOAT_KIND: dict[DType, Kind] = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 # Small, or read by row: nothing is gained, and a router that errs sends tokens elsewhere.
 KEPT = (
-    *("embed", "positions", "layers.*.mlp.router", "layers.*.attention.router", "layers.*.mlp.shared_gate"),
+    *("embed", "positions", "layers.*.mlp.router", "layers.*.mlp.shared_gate"),
+    *("layers.*.attention.router", "layers.*.shortcut.router"),
     *("layers.*.attention.beta", "layers.*.attention.decay"),
 )
 OPTIONS = {"offsets": True, "symmetric": False}

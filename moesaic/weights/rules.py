@@ -51,12 +51,14 @@ class Place:
 
     Attributes:
         shape: of the part.
+        optional: where the checkpoint has no such tensor, the parameter is zero.
     """
 
     source: str
     index: Index
     shape: Shape
     view: View | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Rule:
         after: the target is the rows of the source that follow those of these parameters; () for the first ones, None
             where the source holds no more than the target.
         turns: `(first, count, every)`: of every so many rows of the source, the target has so many, from the first on.
+        every, offset: number l of the source's layers is number every * l + offset of the target's.
+        optional: as of Place.
     """
 
     source: str
@@ -89,6 +93,9 @@ class Rule:
     start: int = 0
     after: tuple[str, ...] | None = None
     turns: tuple[int, int, int] | None = None
+    every: int = 1
+    offset: int = 0
+    optional: bool = False
 
     def locate(self, name: str, shape: Shape, parameters: Mapping[str, Shape] = NONE) -> Place | None:
         """Where parameter `name` of `shape` lies. None when the rule is not about it.
@@ -100,6 +107,11 @@ class Rule:
         if found is None:
             return None
         variables = found.groupdict()
+        if self.every > 1:
+            layer, rest = divmod(int(variables["l"]) - self.offset, self.every)
+            if rest:
+                return None
+            variables["l"] = str(layer)
         source = self.source.format(**variables)
         index: list[int | slice] = [0] if self.row else []
         stored, view = self._stored(shape)
@@ -112,7 +124,7 @@ class Rule:
             before = (parameters[template.format(**variables)][0] for template in self.after or ())
             start = self.start + sum(before)
             index.append(slice(start, start + shape[0]))
-        return Place(source, tuple(index), stored, view)
+        return Place(source, tuple(index), stored, view, self.optional)
 
     def _stored(self, shape: Shape) -> tuple[Shape, View | None]:
         """The shape of what is read for a parameter of `shape`, and how it lies in there."""
@@ -219,7 +231,7 @@ class RuleBook:
         """All places where parameter `name` may lie, in the order of the rules."""
         pattern = numberless(name)
         if pattern not in self._by_pattern:
-            self._by_pattern[pattern] = [r for r in self._rules if r.locate(name, shape, self._parameters) is not None]
+            self._by_pattern[pattern] = [r for r in self._rules if _pattern(r.target).fullmatch(name)]
         places = [rule.locate(name, shape, self._parameters) for rule in self._by_pattern[pattern]]
         return [place for place in places if place is not None]
 

@@ -38,7 +38,17 @@ class Compared(RecordedStep):
         return replayed
 
 
-RECORDED = ["qwen3_moe", "olmoe", "granitemoe", "mixtral", "llama", "llama4_text", "deepseek_v3", "mistral4"]
+RECORDED = [
+    "qwen3_moe",
+    "olmoe",
+    "granitemoe",
+    "mixtral",
+    "llama",
+    "llama4_text",
+    "deepseek_v3",
+    "mistral4",
+    "longcat_flash",
+]
 
 
 @pytest.mark.parametrize("family", RECORDED)

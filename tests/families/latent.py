@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from tests.families.common import ABSENT
+
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 10000.0,
@@ -26,6 +28,7 @@ EXPERTS: dict[str, Any] = {
     "routed_scaling_factor": 1.7,
 }
 CONFIGS: dict[str, dict[str, Any]] = {
+    "axk1": {**LATENT, **EXPERTS, "n_group": 4, "topk_group": 2},
     "deepseek_v2": {
         **LATENT,
         **EXPERTS,
@@ -43,6 +46,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rope_parameters": YARN,
     },
     "glm4_moe_lite": {**LATENT, **EXPERTS, "n_group": 1, "topk_group": 1},
+    "longcat_flash": {
+        **LATENT,
+        "intermediate_size": ABSENT,
+        "num_hidden_layers": ABSENT,
+        "num_layers": 2,
+        "ffn_hidden_size": 96,
+        "expert_ffn_hidden_size": 48,
+        "head_dim": 8,
+        "n_routed_experts": 8,
+        "zero_expert_num": 4,
+        "moe_topk": 5,
+    },
     "mistral4": {
         **LATENT,
         **EXPERTS,
@@ -52,6 +67,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "axk1 kinds of layers": ("axk1", {"mlp_layer_types": ["sparse", "dense", "sparse"]}),
     "deepseek_v2 greedy, plain queries, biases": (
         "deepseek_v2",
         {"topk_method": "greedy", "q_lora_rank": None, "attention_bias": True, "mlp_bias": True},
@@ -61,5 +77,6 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3 biases, not renormalised": ("deepseek_v3", {"attention_bias": True, "norm_topk_prob": False}),
     "deepseek_v3 wide latents": ("deepseek_v3", {"kv_lora_rank": 64, "qk_nope_head_dim": 64, "v_head_dim": 40}),
     "glm4_moe_lite kinds of layers": ("glm4_moe_lite", {"mlp_layer_types": ["sparse", "dense", "sparse"]}),
+    "longcat_flash no zero experts": ("longcat_flash", {"zero_expert_num": 0, "moe_topk": 2}),
     "mistral4 dense layers": ("mistral4", {"first_k_dense_replace": 2, "norm_topk_prob": False}),
 }

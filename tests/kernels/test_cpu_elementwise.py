@@ -40,6 +40,19 @@ def test_softcap(size):
     assert size[0] == 0 or cpu.softcap(x * 1e4, 1.5).abs().max() <= 1.5
 
 
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_add_identity(size):
+    x, y, weights = random(*size), random(*size, seed=1), random(size[0], 3, seed=2)
+    ids = torch.tensor([0, 5, 9], dtype=torch.int32).repeat(size[0], 1)
+    for first, start in ((0, 0), (5, 1), (6, 2), (10, 3)):
+        out = cpu.add_identity(x, y, ids, weights, first)
+        torch.testing.assert_close(out, oracle.add_identity(x, y, ids, weights, first), **CLOSE)
+        torch.testing.assert_close(out, x + weights[:, start:].sum(1, keepdim=True) * y, **CLOSE)
+    if size[0]:
+        with pytest.raises(ValueError, match="expected"):
+            cpu.add_identity(x, y, ids[:, :2].contiguous(), weights, 0)
+
+
 def test_a_row_alone_is_the_row_in_a_batch():
     x, y, gate = random(9, 77), random(9, 77, seed=1), random(9, 1, seed=2)
     mixed, gated, capped = cpu.mix(x, y, 0.3, 0.7, gate), cpu.apply_gate(x, y), cpu.softcap(x, 2.0)

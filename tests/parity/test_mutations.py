@@ -106,6 +106,21 @@ def halves_for_neighbours(model):
         layer.attention.spec = replace(spec, rope=replace(spec.rope, interleaved=False))
 
 
+def no_post_norm(model):
+    for layer in model.layers:
+        layer.ffn_post_norm = None
+
+
+def no_shortcut(model):
+    for layer in model.layers:
+        layer.shortcut = None
+
+
+def no_identity(model):
+    for layer in model.layers[::2]:
+        layer.shortcut.spec = replace(layer.shortcut.spec, identity_experts=0)
+
+
 CASES = {
     "mixtral: no renormalisation": ("mixtral", {}, router(renormalize=False)),
     "mixtral: one expert fewer": ("mixtral", {}, router(top_k=1)),
@@ -136,6 +151,9 @@ CASES = {
     "deepseek_v3: latents not normed": ("deepseek_v3", {}, latents_not_normed),
     "deepseek_v3: heads' keys swapped": ("deepseek_v3", {}, swap_heads),
     "deepseek_v3: halves for neighbours": ("deepseek_v3", {}, halves_for_neighbours),
+    "axk1: norm of what experts give forgotten": ("axk1", {}, no_post_norm),
+    "longcat_flash: shortcut forgotten": ("longcat_flash", {}, no_shortcut),
+    "longcat_flash: identity experts forgotten": ("longcat_flash", {}, no_identity),
     "mistral4: temperature forgotten": ("mistral4", {}, attention(temperature=None)),
     "llama: rope llama3 forgotten": ("llama", {"rope_parameters": LLAMA3}, rope(scaling=None)),
     "llama: rope yarn forgotten": ("llama", {"rope_parameters": YARN}, rope(scaling=None)),

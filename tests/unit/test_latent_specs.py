@@ -1,10 +1,11 @@
 """What the families with latent attention read out of a config, beyond what parity can show."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from moesaic.core.errors import MoesaicError
+from moesaic.core.errors import ConfigError, MoesaicError
 from moesaic.models.archs import deepseek_v3, glm4_moe_lite
 from moesaic.models.load import spec_of
 from moesaic.weights.rules import RuleBook
@@ -25,13 +26,16 @@ BASE = {
     "moe_intermediate_size": 48,
     "n_routed_experts": 8,
     "num_experts_per_tok": 3,
-    "n_shared_experts": 1,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "mscale": 0.7}
 
 
+LONGCAT = {"ffn_hidden_size": 96, "expert_ffn_hidden_size": 48, "moe_topk": 3, "head_dim": 8}
+
+
 def spec(model_type, **config):
-    return spec_of({**BASE, "model_type": model_type, **config})[1]
+    base = {**BASE, **LONGCAT} if model_type == "longcat_flash" else {**BASE, "n_shared_experts": 1}
+    return spec_of({**base, "model_type": model_type, **config})[1]
 
 
 def test_only_mscale_all_dim_scales_scores():
@@ -69,6 +73,12 @@ def test_a_temperature_needs_its_key():
         ("deepseek_v3", {"n_group": 3}, "8 experts do not make 3 equal groups"),
         ("mistral4", {"rope_parameters": {**YARN, "partial_rotary_factor": 0.5}}, "8 of a head's 32 numbers rotate"),
         ("mistral4", {"rope_parameters": {"llama_4_scaling_beta": 0.1}}, "original_max_position_embeddings is missing"),
+        ("axk1", {"moe_layer_freq": 0}, "moe_layer_freq = 0: must be at least 1"),
+        ("longcat_flash", {"mla_scale_q_lora": False}, "mla_scale_q_lora = false is not supported"),
+        ("longcat_flash", {"zero_expert_type": "zero"}, "zero_expert_type"),
+        ("longcat_flash", {"norm_topk_prob": True}, "norm_topk_prob"),
+        ("longcat_flash", {"head_dim": 64}, "head_dim = 64 is not supported; only 8 is"),
+        ("longcat_flash", {"num_layers": 0}, "num_layers = 0: must be at least 1"),
         ("glm4_moe_lite", {"mlp_layer_types": ["dense", "sparse"]}, "has 2 entries for 4 layers"),
     ],
 )
@@ -76,6 +86,15 @@ def test_what_is_not_computed_is_refused(model_type, change, says):
     spec(model_type)
     with pytest.raises(MoesaicError, match=says):
         spec(model_type, **change)
+
+
+def test_a_shortcut_needs_a_layer_to_lead_to():
+    pair = spec("longcat_flash").layers[:2]
+    assert pair[0].shortcut is pair[0].moe and pair[1].moe is None
+    with pytest.raises(ConfigError, match="no layer follows"):
+        replace(spec("longcat_flash"), layers=pair[:1])
+    with pytest.raises(ConfigError, match="as its feed-forward or on a shortcut"):
+        replace(pair[0], ffn=pair[0].shortcut)
 
 
 def test_layers_for_speculation_are_not_needed():
@@ -174,10 +193,45 @@ DEEPSEEK_V2_LITE = {
 }
 
 
+LONGCAT_FLASH = {
+    "architectures": ["LongcatFlashForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attention_method": "MLA",
+    "expert_ffn_hidden_size": 2048,
+    "ffn_hidden_size": 12288,
+    "hidden_size": 6144,
+    "kv_lora_rank": 512,
+    "max_position_embeddings": 131072,
+    "mla_scale_kv_lora": True,
+    "mla_scale_q_lora": True,
+    "moe_topk": 12,
+    "n_routed_experts": 512,
+    "num_attention_heads": 64,
+    "num_layers": 28,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000000.0,
+    "routed_scaling_factor": 6.0,
+    "router_bias": False,
+    "v_head_dim": 128,
+    "vocab_size": 131072,
+    "zero_expert_num": 256,
+    "zero_expert_type": "identity",
+}
+
+
 @pytest.mark.parametrize(
     ("config", "total", "active", "cached"),
-    [(DEEPSEEK_V3, 671.0, 37.6, 576), (KIMI_K2, 1026.4, 32.9, 576), (DEEPSEEK_V2_LITE, 15.7, 2.7, 576)],
-    ids=["DeepSeek-V3", "Kimi-K2", "DeepSeek-V2-Lite"],
+    [
+        (DEEPSEEK_V3, 671.0, 37.6, 576),
+        (KIMI_K2, 1026.4, 32.9, 576),
+        (DEEPSEEK_V2_LITE, 15.7, 2.7, 576),
+        (LONGCAT_FLASH, 560.7, 28.0, 576),
+    ],
+    ids=["DeepSeek-V3", "Kimi-K2", "DeepSeek-V2-Lite", "LongCat-Flash"],
 )
 def test_released_models_have_the_parameters_that_were_published(config, total, active, cached):
     _, found = spec_of(config)

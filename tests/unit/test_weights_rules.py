@@ -210,6 +210,27 @@ def test_a_wrong_number_of_experts_in_a_fused_tensor_shows():
     assert f"is [{E + 1}, {2 * I}, {H}], the config asks for [{E}, {2 * I}, {H}]" in misses(tensors)
 
 
+def test_layers_that_are_two():
+    rules = [Rule(f"block.{{l}}.{i}.weight", "layers.{l}.weight", every=2, offset=i) for i in (0, 1)]
+    copies = plan_load(
+        {f"layers.{i}.weight": (3,) for i in range(4)},
+        rules,
+        {f"block.{i}.{j}.weight": (3,) for i in (0, 1) for j in (0, 1)},
+        "here",
+    ).copies
+    assert [copy.source for copy in copies] == [f"block.{i}.{j}.weight" for i in (0, 1) for j in (0, 1)]
+
+
+def test_what_is_optional_may_be_zero():
+    rules = [Rule("a", "a"), Rule("b", "b", optional=True)]
+    shapes = {"a": (2,), "b": (3,)}
+    assert plan_load(shapes, rules, {"a": (2,)}, "here").zeros == ["b"]
+    found = plan_load(shapes, rules, shapes, "here")
+    assert (found.zeros, len(found.copies)) == ([], 2)
+    with pytest.raises(CheckpointError, match="a: expected as a"):
+        plan_load(shapes, rules, {"b": (3,)}, "here")
+
+
 def test_a_parameter_that_no_rule_knows():
     assert "new.weight: expected as no rule says where from" in misses(
         per_expert_tensors(), {**parameters(), "new.weight": (1,)}

@@ -80,23 +80,25 @@ def step_bytes(spec: ModelSpec, formats: Formats, work: Work) -> float:
     hidden = spec.hidden_size
     total = matrix_bytes(formats.head, spec.vocab_size, hidden) if work.rows else 0.0
     for index, layer in enumerate(spec.layers):
-        attention, ffn = layer.attention, layer.ffn
+        attention = layer.attention
         total += sum(matrix_bytes(formats.dense, *shape) for shape in _projections(attention, hidden))
         total += SMALL_BYTES * (attention.num_parameters(hidden) - _elements(attention, hidden) + 2 * hidden)
         total += formats.kv_bytes * _kept(attention) * sum(_keys_read(attention, *chunk) for chunk in work.chunks)
-        if isinstance(ffn, MoESpec):
-            touched = (
-                expected_distinct(ffn.num_experts, ffn.router.top_k, work.tokens)
-                if work.distinct is None
-                else work.distinct[index]
-            )
-            total += matrix_bytes(formats.router, ffn.num_experts, hidden)
-            total += touched * _ffn_bytes(formats.experts, hidden, ffn.expert)
-            if ffn.shared is not None:
-                total += _ffn_bytes(formats.dense, hidden, ffn.shared.ffn)
-        else:
-            total += _ffn_bytes(formats.dense, hidden, ffn)
+        if isinstance(layer.ffn, DenseSpec):
+            total += _ffn_bytes(formats.dense, hidden, layer.ffn)
+        if (moe := layer.moe) is not None:
+            total += _moe_bytes(formats, hidden, moe, work.tokens, work.distinct[index] if work.distinct else None)
     return total
+
+
+def _moe_bytes(formats: Formats, hidden: int, moe: MoESpec, tokens: int, distinct: int | None) -> float:
+    """Of a router, the experts that tokens go to, and the shared one."""
+    touched: float = 0 if distinct is None else distinct
+    if distinct is None:  # each expert, one of no weight or not, is as likely as any other
+        touched = expected_distinct(moe.num_choices, moe.router.top_k, tokens) * moe.num_experts / moe.num_choices
+    total = matrix_bytes(formats.router, moe.num_choices, hidden)
+    total += touched * _ffn_bytes(formats.experts, hidden, moe.expert)
+    return total if moe.shared is None else total + _ffn_bytes(formats.dense, hidden, moe.shared.ffn)
 
 
 def step_operations(spec: ModelSpec, work: Work) -> float:
@@ -105,7 +107,8 @@ def step_operations(spec: ModelSpec, work: Work) -> float:
     total = float(work.rows * spec.vocab_size * hidden)
     for layer in spec.layers:
         attention = layer.attention
-        total += work.tokens * (_elements(attention, hidden) + layer.ffn.num_active_parameters(hidden))
+        active = sum(ffn.num_active_parameters(hidden) for ffn in layer.feed_forwards)
+        total += work.tokens * (_elements(attention, hidden) + active)
         total += _pair_products(attention) * sum(_pairs(attention, *chunk) for chunk in work.chunks)
     return MULTIPLY_ADD * total
 
@@ -126,7 +129,7 @@ def weight_bytes(spec: ModelSpec, formats: Formats, embedding_bytes: float = 2.0
     Args:
         embedding_bytes: of an element of the embedding table, where the output projection is another matrix.
     """
-    every = Work(chunks=[], rows=1, distinct=[getattr(layer.ffn, "num_experts", 0) for layer in spec.layers])
+    every = Work(chunks=[], rows=1, distinct=[la.moe.num_experts if la.moe else 0 for la in spec.layers])
     table = 0.0 if spec.tied_embeddings else spec.vocab_size * spec.hidden_size * embedding_bytes
     return step_bytes(spec, formats, every) + table
 

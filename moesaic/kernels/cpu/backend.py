@@ -14,7 +14,7 @@ from moesaic.kernels.cpu.attention import (
     rotate,
     write_kv,
 )
-from moesaic.kernels.cpu.elementwise import add_bias, apply_gate, mix, softcap
+from moesaic.kernels.cpu.elementwise import add_bias, add_identity, apply_gate, mix, softcap
 from moesaic.kernels.cpu.expert_linear import gather_linear, spread_linear
 from moesaic.kernels.cpu.heads import clamp, norm_heads
 from moesaic.kernels.cpu.latent import head_linear, prepare_latent
@@ -35,6 +35,7 @@ from moesaic.kernels.registry import Case
 __all__ = [
     "activated_linear",
     "add_bias",
+    "add_identity",
     "add_layer_norm",
     "add_rms_norm",
     "apply_gate",

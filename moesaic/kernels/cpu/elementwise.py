@@ -63,9 +63,26 @@ class BiasArguments(ctypes.Structure):
     )
 
 
+class IdentityArguments(ctypes.Structure):
+    """`moesaic_add_identity_args`."""
+
+    _fields_ = (
+        ("rows", Count),
+        ("x", ctypes.c_void_p),
+        ("y", ctypes.c_void_p),
+        ("ids", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("size", ctypes.c_int64),
+        ("top_k", ctypes.c_int32),
+        ("first", ctypes.c_int32),
+    )
+
+
 GATES = {"sigmoid": 0, "softplus": 1, "identity": 2}
 
 _mix, _apply_gate, _softcap = Kernel("mix"), Kernel("apply_gate"), Kernel("softcap")
+_add_identity = Kernel("add_identity")
 _add_bias = Kernel("add_bias")
 
 
@@ -124,4 +141,28 @@ def add_bias(x: Tensor, bias: Tensor) -> Tensor:
     out = torch.empty_like(x)
     rows = ctypes.c_int64(x.shape[0])
     _add_bias(BiasArguments(ctypes.pointer(rows), pointer(x), pointer(bias), pointer(out), x.shape[1]))
+    return out
+
+
+def add_identity(x: Tensor, y: Tensor, ids: Tensor, weights: Tensor, first: int) -> Tensor:
+    """`x + (sum of weights whose ids are at least first) * y`: `[T, H]`, `[T, H]`, `[T, k]`, `[T, k]` -> `[T, H]`."""
+    num_tokens, size = x.shape
+    if y.shape != x.shape or ids.shape != weights.shape or ids.shape[0] != num_tokens:
+        shapes = [list(tensor.shape) for tensor in (x, y, ids, weights)]
+        raise ValueError(f"x, y, ids and weights are {shapes}, expected [T, H] twice and [T, k] twice")
+    out = torch.empty_like(x)
+    rows = ctypes.c_int64(num_tokens)
+    _add_identity(
+        IdentityArguments(
+            ctypes.pointer(rows),
+            pointer(x),
+            pointer(y),
+            pointer(ids, torch.int32),
+            pointer(weights),
+            pointer(out),
+            size,
+            ids.shape[1],
+            first,
+        )
+    )
     return out

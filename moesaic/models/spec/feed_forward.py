@@ -100,6 +100,7 @@ class MoESpec:
         weight_on_input: the router's weights scale what experts are given, not what they give.
         output_scale: of the experts' sum.
         output_bias: a learned vector is added to what all give together.
+        identity_experts: so many more may be chosen, behind the others; they give what they are given.
     """
 
     num_experts: int
@@ -114,15 +115,21 @@ class MoESpec:
     output_scale: float = 1.0
     output_bias: bool = False
     shared: SharedSpec | None = None
+    identity_experts: int = 0
 
     def __post_init__(self) -> None:
         require_positive(self, "num_experts", "intermediate_size")
-        if not 1 <= self.router.top_k <= self.num_experts:
+        if not 1 <= self.router.top_k <= self.num_choices:
             raise ConfigError(
-                f"each token goes to {self.router.top_k} experts, the config says, but there are {self.num_experts}"
+                f"each token goes to {self.router.top_k} experts, the config says, but there are {self.num_choices}"
             )
-        if self.num_experts % self.router.num_groups:
-            raise ConfigError(f"{self.num_experts} experts do not make {self.router.num_groups} equal groups")
+        if self.num_choices % self.router.num_groups:
+            raise ConfigError(f"{self.num_choices} experts do not make {self.router.num_groups} equal groups")
+
+    @property
+    def num_choices(self) -> int:
+        """Experts that the router chooses among."""
+        return self.num_experts + self.identity_experts
 
     @property
     def expert(self) -> DenseSpec:
@@ -136,10 +143,12 @@ class MoESpec:
         return self._beside(hidden_size) + self.num_experts * self.expert.num_parameters(hidden_size)
 
     def num_active_parameters(self, hidden_size: int) -> int:
-        """Weights that one token meets: the router and its top-k experts, and the shared one."""
-        return self._beside(hidden_size) + self.router.top_k * self.expert.num_parameters(hidden_size)
+        """Weights that one token meets: the router and its top-k experts, and the shared one. Of identity experts, as
+        many as uniform routing would choose."""
+        chosen = self.router.top_k * self.num_experts // self.num_choices
+        return self._beside(hidden_size) + chosen * self.expert.num_parameters(hidden_size)
 
     def _beside(self, hidden_size: int) -> int:
         """Router and shared expert. A correction is not trained by gradients, and counts as no parameter."""
         shared = self.shared.num_parameters(hidden_size) if self.shared is not None else 0
-        return self.num_experts * (hidden_size + self.router.bias) + shared + hidden_size * self.output_bias
+        return self.num_choices * (hidden_size + self.router.bias) + shared + hidden_size * self.output_bias

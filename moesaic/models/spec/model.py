@@ -42,19 +42,36 @@ class LayerSpec:
 
     Attributes:
         attention: whatever mixes tokens.
-        norms: "pre" norms what each is given; "post" what each gives; "sandwich" both; "parallel" gives both the
-            same norm of the residual.
+        norms: "pre" norms what each is given; "post" what each gives; "sandwich" both; "ffn_sandwich" what each is
+            given and what the feed-forward gives; "parallel" gives both the same norm of the residual.
         norm: of this layer, where it is not the model's.
+        shortcut: experts beside a dense feed-forward, which are given the same; what they give joins the residual
+            stream behind the next layer's feed-forward (ScMoE, Cai et al. 2024, https://arxiv.org/abs/2404.05019).
     """
 
     attention: MixerSpec
     ffn: DenseSpec | MoESpec
-    norms: Literal["pre", "post", "sandwich", "parallel"] = "pre"
+    norms: Literal["pre", "post", "sandwich", "ffn_sandwich", "parallel"] = "pre"
     norm: NormSpec | None = None
+    shortcut: MoESpec | None = None
+
+    def __post_init__(self) -> None:
+        if self.shortcut is not None and (isinstance(self.ffn, MoESpec) or self.norms == "parallel"):
+            raise ConfigError("a layer has experts as its feed-forward or on a shortcut, one after its attention")
+
+    @property
+    def moe(self) -> MoESpec | None:
+        """The layer's experts, wherever they are."""
+        return self.ffn if isinstance(self.ffn, MoESpec) else self.shortcut
+
+    @property
+    def feed_forwards(self) -> list[DenseSpec | MoESpec]:
+        """All that a token meets beside attention."""
+        return [self.ffn] if self.shortcut is None else [self.ffn, self.shortcut]
 
     @property
     def num_norms(self) -> int:
-        return {"pre": 2, "post": 2, "sandwich": 4, "parallel": 1}[self.norms]
+        return {"pre": 2, "post": 2, "sandwich": 4, "ffn_sandwich": 3, "parallel": 1}[self.norms]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,19 +110,21 @@ class ModelSpec:
         require_positive(self, "vocab_size", "hidden_size", "max_position_embeddings")
         if not self.layers:
             raise ConfigError("the config gives no layers")
+        if self.layers[-1].shortcut is not None:
+            raise ConfigError("the last layer has a shortcut, but no layer follows that it could lead to")
 
     @property
     def num_parameters(self) -> int:
         """All parameters of the model."""
         size = self.hidden_size
-        parts = (la.attention.num_parameters(size) + la.ffn.num_parameters(size) for la in self.layers)
+        parts = (part.num_parameters(size) for la in self.layers for part in (la.attention, *la.feed_forwards))
         return self._shared_parameters() + sum(parts)
 
     @property
     def num_active_parameters(self) -> int:
         """Parameters less those of experts that a token is not routed to."""
         size = self.hidden_size
-        parts = (_active(la.attention, size) + la.ffn.num_active_parameters(size) for la in self.layers)
+        parts = (_active(part, size) for la in self.layers for part in (la.attention, *la.feed_forwards))
         return self._shared_parameters() + sum(parts)
 
     def _shared_parameters(self) -> int:
@@ -117,8 +136,8 @@ class ModelSpec:
         return embeddings + norms
 
 
-def _active(mixer: MixerSpec, hidden_size: int) -> int:
-    """Weights of a mixer that one token meets."""
-    if isinstance(mixer, ExpertAttentionSpec):
-        return mixer.num_active_parameters(hidden_size)
-    return mixer.num_parameters(hidden_size)
+def _active(part: MixerSpec | DenseSpec | MoESpec, hidden_size: int) -> int:
+    """Weights of a part of a layer that one token meets."""
+    if isinstance(part, ExpertAttentionSpec | DenseSpec | MoESpec):
+        return part.num_active_parameters(hidden_size)
+    return part.num_parameters(hidden_size)
