@@ -319,6 +319,7 @@ def paged_attention(
     scale: float,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    top_k: int | None = None,
 ) -> Tensor:
     """Causal attention of each query token to its sequence's cached tokens.
 
@@ -329,20 +330,25 @@ def paged_attention(
         scale: of the scores.
         softcap: scores become `softcap * tanh(score / softcap)`.
         sinks: `[heads]`, a logit of each head that takes weight and gives nothing.
+        top_k: a head attends to so many of the keys that it sees, those with the highest scores; among equal ones to
+            the earlier. None for all.
 
     Returns:
         `[T, heads, value_dim]` in the query's dtype.
     """
     out = query.new_empty((*query.shape[:2], cache.value.shape[3]))
     for group in plan.groups:
-        _attend_group(query, cache, group, scale, softcap, sinks, out)
+        _attend_group(query, cache, group, scale, softcap, sinks, top_k, out)
     for single in plan.singles:
-        _attend_single(query, cache, single, plan, scale, softcap, sinks, out)
+        _attend_single(query, cache, single, plan, scale, softcap, sinks, top_k, out)
     return out
 
 
-def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
-    """Over the last dimension of `[..., heads, n, L]`, beside the heads' sinks."""
+def _softmax(scores: Tensor, sinks: Tensor | None, top_k: int | None = None) -> Tensor:
+    """Over the last dimension of `[..., heads, n, L]`, or the `top_k` highest there, beside the heads' sinks."""
+    if top_k is not None and top_k < scores.shape[-1]:
+        best = scores.argsort(dim=-1, descending=True, stable=True)[..., :top_k]
+        scores = torch.full_like(scores, float("-inf")).scatter_(-1, best, scores.gather(-1, best))
     if sinks is None:
         return torch.softmax(scores, -1)
     column = sinks.float().view(-1, 1, 1).expand(*scores.shape[:-1], 1)
@@ -354,7 +360,14 @@ def _cap(scores: Tensor, softcap: float | None) -> Tensor:
 
 
 def _attend_group(
-    query: Tensor, cache: KVCache, g: Group, scale: float, softcap: float | None, sinks: Tensor | None, out: Tensor
+    query: Tensor,
+    cache: KVCache,
+    g: Group,
+    scale: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+    top_k: int | None,
+    out: Tensor,
 ) -> None:
     """Write the outputs of one group into its rows of `out`."""
     num_kv, dim = cache.key.shape[2:]
@@ -366,7 +379,7 @@ def _attend_group(
     scores = _cap(torch.bmm(queries, keys.transpose(1, 2)), softcap)  # [S * kv_heads, heads / kv_heads, L]
     if g.padding is not None:
         scores.view(num_seqs, -1, keys.shape[1]).masked_fill_(g.padding, float("-inf"))
-    weights = _softmax(scores.view(num_seqs, heads, 1, -1), sinks).view_as(scores)
+    weights = _softmax(scores.view(num_seqs, heads, 1, -1), sinks, top_k).view_as(scores)
     out.index_copy_(0, g.rows, torch.bmm(weights, values).view(num_seqs, heads, -1).to(out.dtype))
 
 
@@ -392,6 +405,7 @@ def _attend_single(
     scale: float,
     softcap: float | None,
     sinks: Tensor | None,
+    top_k: int | None,
     out: Tensor,
 ) -> None:
     """Write the outputs of one sequence into its rows of `out`, some rows at a time."""
@@ -402,7 +416,7 @@ def _attend_single(
     if s.num_queries == 1:  # sees all of them
         queries = (query[s.row].float() * scale).view(num_kv, -1, dim)
         scores = _cap(torch.bmm(queries, keys), softcap)
-        weights = _softmax(scores.view(heads, 1, -1), sinks).view_as(scores)
+        weights = _softmax(scores.view(heads, 1, -1), sinks, top_k).view_as(scores)
         out[s.row] = torch.bmm(weights, values).view(-1, value_dim)  # [kv_heads, heads / kv_heads, D]
         return
     before = s.length - s.num_queries  # keys before the first query's own
@@ -416,7 +430,7 @@ def _attend_single(
         scores = torch.bmm(queries.reshape(num_kv, -1, dim), keys[:, :, low:high])  # [kv_heads, group * n, L]
         hidden = _unseen(before + start, count, low, high, s, plan, query.device)  # [n, L]
         scores = _cap(scores, softcap).view(heads, count, high - low).masked_fill_(hidden, float("-inf"))
-        weights = _softmax(scores, sinks).view(num_kv, -1, high - low)
+        weights = _softmax(scores, sinks, top_k).view(num_kv, -1, high - low)
         mixed = torch.bmm(weights, values[:, low:high]).view(num_kv, -1, count, value_dim)
         out[rows] = mixed.permute(2, 0, 1, 3).reshape(count, heads, value_dim)
 
