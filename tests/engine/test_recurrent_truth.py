@@ -1,5 +1,5 @@
-"""One truth with recurrent layers: the same tokens and log-probabilities, to the last bit, alone, batched, chunked at any
-budget, from checkpoints, preempted, recorded or not."""
+"""One truth with recurrent layers: the same tokens and log-probabilities, to the last bit, alone, batched, chunked at
+any budget, from checkpoints, preempted, recorded or not."""
 
 import random
 

@@ -27,6 +27,7 @@ from moesaic.models.spec import (
     NormSpec,
     RopeSpec,
     RouterSpec,
+    ShortConvSpec,
 )
 
 HIDDEN, VOCAB, INNER, EXPERTS, TOP = 8, 32, 4, 4, 2
@@ -131,3 +132,12 @@ def test_latent_attention_reads_latents_and_multiplies_with_each_head():
     assert step_bytes(spec, PLAIN, decode(1, 10)) == pytest.approx(weights + 2 * 10 * (4 + 2))
     products = VOCAB * HIDDEN + projections + EXPERT + 10 * 2 * (4 + 2 + 4)
     assert step_operations(spec, decode(1, 10)) == pytest.approx(2 * products)
+
+
+def test_a_recurrent_layer_reads_and_writes_its_state_whatever_the_context() -> None:
+    spec = model(DENSE)
+    spec = replace(spec, layers=(replace(spec.layers[0], attention=ShortConvSpec(width=3)),))
+    short, long = (step_bytes(spec, replace(PLAIN, state_bytes=24), decode(2, context)) for context in (2, 40))
+    mixer = HIDDEN * (4 * HIDDEN + 3)
+    assert short == long == 2 * (VOCAB * HIDDEN + mixer + 3 * HIDDEN * INNER) + NORMS + 2 * 2 * 24
+    assert step_operations(spec, decode(2, 40)) == 2 * 2 * (VOCAB * HIDDEN + mixer + 3 * HIDDEN * INNER)

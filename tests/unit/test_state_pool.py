@@ -71,6 +71,14 @@ def test_the_same_prompt_starts_at_its_end_and_a_longer_one_at_the_last_checkpoi
     assert chunks(run(s))[0] == (32, 16)  # 36 is beyond what they share, the next below is 32
 
 
+def test_a_prompt_of_whole_blocks_starts_before_its_last_one():
+    s = scheduler(slots=8)
+    for _ in range(2):
+        s.add(make_request(list(range(24)), max_tokens=1))
+        last = chunks(run(s))
+    assert last == [(20, 4)]  # its last token must be computed
+
+
 def test_blocks_without_a_state_are_no_hit():
     s = scheduler(slots=1)  # each checkpoint loses its slot to the next sequence
     s.add(make_request(list(range(39)), max_tokens=1))

@@ -23,6 +23,7 @@ class Formats:
 
     Attributes:
         kv_bytes: of one element of a key or value.
+        state_bytes: of one sequence's recurrent state in all layers, which a step reads and writes.
     """
 
     experts: WeightFormat
@@ -30,6 +31,7 @@ class Formats:
     head: WeightFormat
     router: WeightFormat = WeightFormat("f32")
     kv_bytes: float = 4.0
+    state_bytes: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,19 +78,19 @@ def matrix_bytes(format: WeightFormat, rows: int, cols: int) -> float:
 
 
 def step_bytes(spec: ModelSpec, formats: Formats, work: Work) -> float:
-    """Bytes that the step must read: weights once, keys and values of all it attends to once."""
+    """Bytes that the step must move: weights once, keys and values of all it attends to once, and states, both ways."""
     hidden = spec.hidden_size
     total = matrix_bytes(formats.head, spec.vocab_size, hidden) if work.rows else 0.0
     for index, layer in enumerate(spec.layers):
         attention = layer.attention
         total += sum(matrix_bytes(formats.dense, *shape) for shape in _projections(attention, hidden))
         total += SMALL_BYTES * (attention.num_parameters(hidden) - _elements(attention, hidden) + 2 * hidden)
-        total += formats.kv_bytes * _kept(attention) * sum(_keys_read(attention, *chunk) for chunk in work.chunks)
+        total += formats.kv_bytes * kept_numbers(attention) * sum(_keys_read(attention, *c) for c in work.chunks)
         if isinstance(layer.ffn, DenseSpec):
             total += _ffn_bytes(formats.dense, hidden, layer.ffn)
         if (moe := layer.moe) is not None:
             total += _moe_bytes(formats, hidden, moe, work.tokens, work.distinct[index] if work.distinct else None)
-    return total
+    return total + 2 * formats.state_bytes * len(work.chunks)
 
 
 def _moe_bytes(formats: Formats, hidden: int, moe: MoESpec, tokens: int, distinct: int | None) -> float:
@@ -144,8 +146,10 @@ def _projections(attention: MixerSpec, hidden: int) -> list[tuple[int, int]]:
     if isinstance(attention, LatentAttentionSpec):
         down = (attention.query_rank or attention.q_size) + attention.cached_dim
         return [(down, hidden), *attention.matrices, (hidden, attention.num_heads * attention.value_dim)]
-    qkv = attention.q_size + attention.kv_size + attention.value_size
-    return [(qkv, hidden), (hidden, attention.mixed_size)]
+    if isinstance(attention, AttentionSpec):
+        qkv = attention.q_size + attention.kv_size + attention.value_size
+        return [(qkv, hidden), (hidden, attention.mixed_size)]
+    return [(attention.num_parameters(hidden) // hidden, hidden)]  # recurrent ones have little else
 
 
 def _elements(attention: MixerSpec, hidden: int) -> int:
@@ -153,18 +157,18 @@ def _elements(attention: MixerSpec, hidden: int) -> int:
     return sum(rows * cols for rows, cols in _projections(attention, hidden))
 
 
-def _kept(attention: MixerSpec) -> int:
+def kept_numbers(attention: MixerSpec) -> int:
     """Numbers in the cache for a token."""
     if isinstance(attention, LatentAttentionSpec):
         return attention.cached_dim
-    return attention.kv_size + attention.value_size
+    return attention.kv_size + attention.value_size if isinstance(attention, AttentionSpec) else 0
 
 
 def _pair_products(attention: MixerSpec) -> int:
     """Multiplications for a token and a position that it sees: scores, and mixing."""
     if isinstance(attention, LatentAttentionSpec):
         return attention.num_heads * (attention.cached_dim + attention.latent_dim)
-    return attention.q_size + attention.mixed_size
+    return attention.q_size + attention.mixed_size if isinstance(attention, AttentionSpec) else 0
 
 
 def _window(attention: MixerSpec) -> int | None:

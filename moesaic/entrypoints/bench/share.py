@@ -11,11 +11,12 @@ import torch
 from moesaic.core.formats import WeightFormat
 from moesaic.core.step import StepPlan, StepResult
 from moesaic.engine.llm_engine import LLMEngine
-from moesaic.entrypoints.bench.floor import Formats, Work, floor_seconds
+from moesaic.entrypoints.bench.floor import Formats, Work, floor_seconds, kept_numbers
 from moesaic.entrypoints.bench.limits import GIGA, Stream, gemm_kind, gemm_peak
 from moesaic.entrypoints.bench.report import Figure
 from moesaic.experts.store import ExpertPages
 from moesaic.kernels.cpu.packed import PackedMatrix
+from moesaic.layers.kv_cache import KVCacheSpec
 
 DTYPE_KINDS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 QUANTISED = {"w8": "w8a16", "w4": "w4a16", "w8a8": "w8a8"}  # kinds of weights, as --quantization calls them
@@ -36,13 +37,20 @@ def formats_of(engine: LLMEngine) -> Formats:
         if isinstance(matrix, PackedMatrix) and place not in seen and parts[-1] not in ("embed", "positions"):
             seen.add(place)
             found[place] = matrix.format
-    layer, cache, block_size = model.spec.layers[0], model.cache_specs()[0], engine.engine.info.block_size
+    block_size = engine.engine.info.block_size
+    per_number = [  # of each layer that keeps something of every token
+        cache.bytes_per_block(block_size) / (block_size * kept_numbers(spec.attention))
+        for spec, layer in zip(model.spec.layers, model.layers, strict=True)
+        for cache in layer.cache_specs
+        if isinstance(cache, KVCacheSpec)
+    ]
     return Formats(
         experts=found["experts"],
         dense=found["dense"],
         head=found["lm_head"],
         router=found["router"],
-        kv_bytes=cache.bytes_per_block(block_size) / (block_size * 2 * layer.attention.kv_size),
+        kv_bytes=next(iter(per_number), 0.0),
+        state_bytes=engine.engine.executor.kv.bytes_per_slot,
     )
 
 
