@@ -109,6 +109,28 @@ def test_positions_of_gpt_oss_are_not_guessed_at():
     assert spec(**config, rope_scaling={"rope_type": "default"}).layers[0].attention.rope.theta == 150000.0
 
 
+S, F = "sliding_attention", "full_attention"
+GEMMA2 = {"model_type": "gemma2", "num_hidden_layers": 4}
+MINISTRAL = {"model_type": "ministral", "num_hidden_layers": 3}
+
+
+@pytest.mark.parametrize(
+    ("config", "windows"),
+    [
+        (GEMMA2, [4096, None, 4096, None]),
+        ({**GEMMA2, "sliding_window": 128}, [128, None, 128, None]),
+        ({**GEMMA2, "sliding_window": 128, "layer_types": [F, F, S, F]}, [None, None, 128, None]),
+        ({**GEMMA2, "sliding_window": None}, [None] * 4),
+        ({**MINISTRAL, "sliding_window": 32, "layer_types": [S, F, S]}, [32, None, 32]),
+        ({**MINISTRAL, "sliding_window": None}, [None] * 3),
+        ({**MINISTRAL, "sliding_window": 16}, [16] * 3),
+    ],
+    ids=str,
+)
+def test_windows_that_take_turns(config, windows):
+    assert [layer.attention.window for layer in spec(**config).layers] == windows
+
+
 @pytest.mark.parametrize("model_type", ["mistral", "gemma2"])
 def test_a_window_of_nothing_is_refused(model_type):
     with pytest.raises(ConfigError, match="sliding_window = 0: must be at least 1"):
