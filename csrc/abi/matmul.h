@@ -11,13 +11,14 @@ enum moesaic_activation {
     MOESAIC_RELU = 4,
     MOESAIC_RELU2 = 5,      // relu(x)^2
     MOESAIC_SWIGLUOAI = 6,  // gated: g sigmoid(alpha g) (u + 1) with g <= limit and -limit <= u <= limit
+    MOESAIC_SILU_CLAMPED = 7,  // gated: min(silu(g), limit) u with -limit <= u <= limit
 };
 
 // What becomes of a product. Of a gated matrix: activation(gate) * up.
 typedef struct {
     int32_t kind;  // moesaic_activation
     float alpha;   // of swigluoai
-    float limit;   // of swigluoai
+    float limit;   // of swigluoai and silu_clamped
 } moesaic_activate;
 
 // out = activation(scale * x W^T + bias).

@@ -47,10 +47,11 @@ MOESAIC_INLINE Vec activate(const moesaic_activate& activation, Vec x) {
 }
 
 MOESAIC_INLINE Vec activate_gated(const moesaic_activate& activation, Vec gate, Vec up) {
-    if (activation.kind != MOESAIC_SWIGLUOAI) return mul(activate(activation, gate), up);
+    if (activation.kind < MOESAIC_SWIGLUOAI) return mul(activate(activation, gate), up);
     const Vec limit = set1(activation.limit);
-    gate = min(limit, gate);
     up = max(sub(zero(), limit), min(limit, up));
+    if (activation.kind == MOESAIC_SILU_CLAMPED) return mul(min(limit, silu(gate)), up);
+    gate = min(limit, gate);
     return mul(mul(gate, sigmoid(mul(set1(activation.alpha), gate))), add(up, set1(1.0f)));
 }
 

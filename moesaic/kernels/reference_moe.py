@@ -25,6 +25,7 @@ class Packed(Protocol):
 Matrix = Tensor | Packed
 
 SWIGLUOAI = "swigluoai"
+SILU_CLAMPED = "silu_clamped"
 ALPHA, LIMIT = 1.702, 7.0  # of swigluoai, as gpt-oss has them
 
 
@@ -65,11 +66,14 @@ def activate_gated(x: Tensor, activation: str = "silu", alpha: float = ALPHA, li
     """`activation(gate) * up` where a row is gate, then up: `[..., 2I]` -> `[..., I]`.
 
     swigluoai is gpt-oss's: `g * sigmoid(alpha * g) * (u + 1)` with `g <= limit` and `-limit <= u <= limit`.
+    silu_clamped clamps later: `min(silu(g), limit) * u` with `-limit <= u <= limit`.
     """
     gate, up = x.chunk(2, dim=-1)
     if activation == SWIGLUOAI:
         gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
         return gate * torch.sigmoid(alpha * gate) * (up + 1)
+    if activation == SILU_CLAMPED:
+        return F.silu(gate).clamp(max=limit) * up.clamp(-limit, limit)
     return ACTIVATIONS[activation](gate).mul_(up)
 
 

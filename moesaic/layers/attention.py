@@ -30,7 +30,8 @@ class GroupedQueryAttention(Layer):
         self.o = RowParallelLinear(spec.mixed_size, hidden_size, bias=spec.output_bias, ctx=ctx.under("o"))
         self.gate = None
         if spec.output_gate is not None:
-            self.gate = ColumnParallelLinear(hidden_size, spec.mixed_size, bias=spec.qkv_bias, ctx=ctx.under("gate"))
+            bias = spec.output_gate.bias
+            self.gate = ColumnParallelLinear(hidden_size, spec.gate_size, bias=bias, ctx=ctx.under("gate"))
         self._unit = torch.ones(spec.head_dim, device=ctx.device) if spec.qk_norm == "unit" else None
         self.q_norm = self.k_norm = None
         if spec.qk_norm in ("head", "full"):
@@ -79,8 +80,8 @@ class GroupedQueryAttention(Layer):
         plan = step.attention_plan(self._plan, cache, spec.window, spec.window_kind)
         mixed = self._attend(query, cache, plan, spec.scale, softcap=spec.softcap, sinks=self.sinks)
         mixed = mixed.view(-1, spec.mixed_size)
-        if self.gate is not None:
-            mixed = self._apply_gate(mixed, self.gate(hidden), spec.output_gate)
+        if self.gate is not None and spec.output_gate is not None:
+            mixed = self._apply_gate(mixed, self.gate(hidden), spec.output_gate.function)
         return self.o(mixed, spec.value_scale)
 
     def _norm_weight(self, norm: Norm | None) -> Tensor | None:

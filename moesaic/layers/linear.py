@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from moesaic.kernels.reference_moe import LIMIT
 from moesaic.layers.base import BuildContext, Layer, NamedViews, gate_and_up, rows_of
 from moesaic.layers.context import LinearMethod, context_of
 
@@ -156,7 +157,11 @@ class ActivatedLinear(MergedColumnParallelLinear):
 
 
 class GatedLinear(MergedColumnParallelLinear):
-    """act(gate(x)) * up(x): parts "gate" and "up", of `output_size` each."""
+    """act(gate(x)) * up(x): parts "gate" and "up", of `output_size` each.
+
+    Args:
+        limit: of activations that have one.
+    """
 
     gated = True
 
@@ -167,18 +172,19 @@ class GatedLinear(MergedColumnParallelLinear):
         activation: str = "silu",
         bias: bool = False,
         *,
+        limit: float = LIMIT,
         prefix: str = "",
         linear_method: LinearMethod = None,
         ctx: BuildContext | None = None,
     ) -> None:
         ctx = context_of(self, ctx, prefix, linear_method, activation=activation)
         super().__init__(input_size, {"gate": output_size, "up": output_size}, bias, ctx=ctx)
-        self.activation = activation
+        self.activation, self.limit = activation, limit
         self._gated_linear = ctx.kernel("gated_linear")
 
     def forward(self, x: Tensor) -> Tensor:
         """`[T, in]` -> `[T, out]`."""
-        out: Tensor = self._gated_linear(x, self.weight, self.bias, activation=self.activation)
+        out: Tensor = self._gated_linear(x, self.weight, self.bias, activation=self.activation, limit=self.limit)
         return out
 
     def named_views(self) -> NamedViews:

@@ -14,7 +14,9 @@ class MLP(Layer):
         super().__init__()
         size = spec.intermediate_size
         if spec.gated:
-            self.gate_up: Layer = GatedLinear(hidden_size, size, spec.activation, bias=spec.bias, ctx=ctx)
+            self.gate_up: Layer = GatedLinear(
+                hidden_size, size, spec.activation, bias=spec.bias, limit=spec.limit, ctx=ctx
+            )
         else:
             self.gate_up = ActivatedLinear(hidden_size, {"up": size}, spec.activation, bias=spec.bias, ctx=ctx)
         self.down = RowParallelLinear(size, hidden_size, bias=spec.bias, ctx=ctx.under("down"))

@@ -4,7 +4,34 @@ from typing import Any
 
 from tests.families.common import ABSENT, COMMON
 
+ROPES = {
+    "full_attention": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+}
 CONFIGS: dict[str, dict[str, Any]] = {
+    "afmoe": {
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 48,
+        "head_dim": 32,
+        "sliding_window": 6,
+        "global_attn_every_n_layers": 2,
+        "route_scale": 1.7,
+        "mup_enabled": True,
+    },
+    "laguna": {
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 48,
+        "shared_expert_intermediate_size": 40,
+        "head_dim": 32,
+        "sliding_window": 6,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        "num_attention_heads_per_layer": [4, 2, 6],
+        "rope_parameters": ROPES,
+        "moe_routed_scaling_factor": 1.5,
+        "moe_router_logit_softcapping": 2.0,
+    },
     "dbrx": {
         "d_model": 64,
         "n_heads": 4,
@@ -42,6 +69,11 @@ LONGROPE = {
     "original_max_position_embeddings": 64,
 }
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "afmoe plain embeddings, two dense layers": ("afmoe", {"mup_enabled": False, "num_dense_layers": 2}),
+    "laguna a gate for each element, no cap": (
+        "laguna",
+        {"gating": "per-element", "moe_router_logit_softcapping": 0.0, "attention_bias": True},
+    ),
     "phimoe little jitter, no biases": (
         "phimoe",
         {"router_jitter_noise": 0.01, "attention_bias": False, "lm_head_bias": False, "sliding_window": 6},

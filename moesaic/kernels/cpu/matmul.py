@@ -14,9 +14,10 @@ from torch import Tensor
 from moesaic.core.errors import unknown_name
 from moesaic.kernels.cpu.calls import Count, Kernel, Matrix, pointer
 from moesaic.kernels.cpu.packed import PackedMatrix
-from moesaic.kernels.reference_moe import ALPHA, LIMIT, SWIGLUOAI
+from moesaic.kernels.reference_moe import ALPHA, LIMIT, SILU_CLAMPED, SWIGLUOAI
 
-ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "relu": 4, "relu2": 5, SWIGLUOAI: 6}
+ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "relu": 4, "relu2": 5, SWIGLUOAI: 6, SILU_CLAMPED: 7}
+GATED_ONLY = (SWIGLUOAI, SILU_CLAMPED)
 
 
 class Activate(ctypes.Structure):
@@ -161,7 +162,7 @@ def gated_linear(
 
 def activated_linear(x: Tensor, matrix: PackedMatrix, bias: Tensor | None = None, activation: str = "silu") -> Tensor:
     """`activation(x W^T + bias)`: `[T, K]`, `[N, K]`, `[N]` -> `[T, N]`."""
-    if matrix.gated or activation == SWIGLUOAI:
+    if matrix.gated or activation in GATED_ONLY:
         raise ValueError("activated_linear needs a matrix and an activation that are not gated")
     return _product(x, matrix, bias, 1.0, _activate(activation), matrix.rows)
 
@@ -195,8 +196,8 @@ def fused_moe(
         raise ValueError(f"hidden is {list(hidden.shape)}, the experts take [T, {experts.hidden_size}]")
     if ids.dim() != 2 or ids.shape != weights.shape or len(ids) != len(hidden) or ids.shape[1] < 1:
         raise ValueError(f"{len(hidden)} tokens, but ids are {list(ids.shape)} and weights {list(weights.shape)}")
-    if activation == SWIGLUOAI and not experts.gated:
-        raise ValueError("swigluoai is for gated experts")
+    if activation in GATED_ONLY and not experts.gated:
+        raise ValueError(f"{activation} is for gated experts")
     out = torch.empty_like(hidden)
     _fused_moe(
         FusedMoeArgs(

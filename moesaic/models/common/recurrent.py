@@ -3,7 +3,7 @@
 from moesaic.models.common.attention import gqa
 from moesaic.models.common.layers import kinds_of_layers
 from moesaic.models.config_reader import ConfigReader
-from moesaic.models.spec import AttentionSpec, DenseSpec, GatedDeltaSpec, MoESpec, RouterSpec, SharedSpec
+from moesaic.models.spec import AttentionSpec, DenseSpec, GatedDeltaSpec, GateSpec, MoESpec, RouterSpec, SharedSpec
 from moesaic.weights.rules import Rule, packed, rename
 
 LINEAR, OURS = "model.layers.{l}.linear_attn", "layers.{l}.attention"
@@ -13,6 +13,7 @@ def delta_or_attention(c: ConfigReader) -> list[AttentionSpec | GatedDeltaSpec]:
     """What mixes tokens in each layer: the gated delta rule, or, by default in every fourth, attention with a gate."""
     c.refuse_unless("attn_output_gate", True)
     c.refuse_unless("use_sliding_window", False)
+    bias = c.read(bool, "attention_bias", absent=False)
     mixers = {
         "linear_attention": _gated_delta(c),
         "full_attention": gqa(
@@ -20,9 +21,9 @@ def delta_or_attention(c: ConfigReader) -> list[AttentionSpec | GatedDeltaSpec]:
             num_kv_heads=2,
             head_dim=256,
             partial_rotary=0.25,
-            bias=c.read(bool, "attention_bias", absent=False),
+            bias=bias,
             qk_norm="head",
-            output_gate="sigmoid",
+            output_gate=GateSpec(bias=bias),
         ),
     }
     every = c.positive("full_attention_interval", absent=4)

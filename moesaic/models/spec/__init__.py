@@ -4,7 +4,7 @@ A spec holds no names of tensors or config keys, and no architecture's name. A f
 needs it; a choice has a name rather than a flag.
 """
 
-from moesaic.models.spec.attention import AttentionSpec
+from moesaic.models.spec.attention import AttentionSpec, GateSpec
 from moesaic.models.spec.expert_attention import ExpertAttentionSpec
 from moesaic.models.spec.feed_forward import Activation, DenseSpec, MoESpec, RouterSpec, SharedSpec
 from moesaic.models.spec.latent import LatentAttentionSpec
@@ -24,6 +24,7 @@ __all__ = [
     "AttentionSpec",
     "DenseSpec",
     "ExpertAttentionSpec",
+    "GateSpec",
     "GatedDeltaSpec",
     "LatentAttentionSpec",
     "LayerSpec",

@@ -8,6 +8,21 @@ from moesaic.models.spec.positions import QueryTemperature, RopeSpec
 
 
 @dataclass(frozen=True, kw_only=True)
+class GateSpec:
+    """What the heads give is multiplied by a function of a projection of the token (Qiu et al. 2025), before the output
+    projection.
+
+    Attributes:
+        bias: of the projection.
+        per: "element" has a gate for each number of each head; "head" one for all of a head.
+    """
+
+    function: Literal["sigmoid", "softplus"] = "sigmoid"
+    per: Literal["element", "head"] = "element"
+    bias: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class AttentionSpec:
     """Grouped-query attention of one layer.
 
@@ -27,8 +42,7 @@ class AttentionSpec:
         sinks: each head has a learned logit that takes weight and gives nothing.
         value_dim: of a value, where it is not head_dim.
         value_scale: of what values give.
-        output_gate: what heads give is multiplied by a function of a projection of the token: the "sigmoid" of a number
-            for each of theirs.
+        output_gate: what the heads' output is multiplied with.
     """
 
     num_heads: int
@@ -48,7 +62,7 @@ class AttentionSpec:
     sinks: bool = False
     value_dim: int | None = None
     value_scale: float = 1.0
-    output_gate: Literal["sigmoid"] | None = None
+    output_gate: GateSpec | None = None
 
     def __post_init__(self) -> None:
         require_positive(self, "num_heads", "num_kv_heads", "head_dim")
@@ -73,11 +87,19 @@ class AttentionSpec:
         """Numbers in what all heads give: the output projection's input."""
         return self.num_heads * (self.value_dim or self.head_dim)
 
+    @property
+    def gate_size(self) -> int:
+        """Gates of a token; 0 where there are none."""
+        if self.output_gate is None:
+            return 0
+        return self.mixed_size if self.output_gate.per == "element" else self.num_heads
+
     def num_parameters(self, hidden_size: int) -> int:
         """Weights and biases of this attention."""
-        gate = self.mixed_size if self.output_gate is not None else 0
-        qkv = self.q_size + self.kv_size + self.value_size + gate
+        qkv = self.q_size + self.kv_size + self.value_size
         biases = qkv * self.qkv_bias + hidden_size * self.output_bias
+        if self.output_gate is not None:
+            biases += self.gate_size * self.output_gate.bias
         norm_sizes = {"head": 2 * self.head_dim, "full": self.q_size + self.kv_size}
         norms = norm_sizes.get(self.qk_norm or "", 0)
-        return hidden_size * (qkv + self.mixed_size) + biases + norms + self.num_heads * self.sinks
+        return hidden_size * (qkv + self.mixed_size + self.gate_size) + biases + norms + self.num_heads * self.sinks

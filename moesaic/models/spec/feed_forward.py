@@ -6,17 +6,22 @@ from typing import Literal
 from moesaic.core.errors import ConfigError
 from moesaic.models.spec.checks import require_positive
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "swigluoai"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "swigluoai", "silu_clamped"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenseSpec:
-    """A feed-forward: down(act(gate(x)) * up(x)), or, not gated, down(act(up(x)))."""
+    """A feed-forward: down(act(gate(x)) * up(x)), or, not gated, down(act(up(x))).
+
+    Attributes:
+        limit: of the activations "swigluoai" and "silu_clamped".
+    """
 
     intermediate_size: int
     activation: Activation = "silu"
     bias: bool = False
     gated: bool = True
+    limit: float = 7.0
 
     def __post_init__(self) -> None:
         require_positive(self, "intermediate_size")
@@ -96,7 +101,7 @@ class MoESpec:
 
     Attributes:
         gated, bias: of an expert, as in DenseSpec.
-        alpha, limit: of the activation "swigluoai".
+        alpha, limit: of the activation "swigluoai"; the limit also of "silu_clamped".
         weight_on_input: the router's weights scale what experts are given, not what they give.
         output_scale: of the experts' sum.
         output_bias: a learned vector is added to what all give together.
