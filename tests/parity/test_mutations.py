@@ -8,6 +8,7 @@ import torch
 from moesaic.kernels.cpu.latent import PackedHeads
 from moesaic.kernels.cpu.packed import PackedMatrix
 from moesaic.layers.rope import inverse_frequencies
+from moesaic.models.spec import GateSpec
 from tests.parity.driver import Driver, load, relative_difference
 from tests.parity.test_families import LLAMA3, YARN, random_streams
 from tests.tiny_models import make_tiny
@@ -146,6 +147,9 @@ CASES = {
     "llama4: weights on what experts give": ("llama4_text", {}, moe(weight_on_input=False)),
     "phimoe: the second expert weighed beside the first": ("phimoe", {}, router(scoring="softmax")),
     "phimoe: jitter": ("phimoe", {}, router(jitter=0.01)),
+    "afmoe: gates forgotten": ("afmoe", {}, attention(output_gate=None)),
+    "afmoe: softplus instead of sigmoid": ("afmoe", {}, attention(output_gate=GateSpec(function="softplus"))),
+    "laguna: cap of the router's logits forgotten": ("laguna", {"mlp_layer_types": ["sparse"] * 3}, router(cap=None)),
     "dbrx: clip forgotten": ("dbrx", {}, attention(clip_qkv=None)),
     "deepseek_v3: scale without yarn": ("deepseek_v3", {}, attention(scale=32**-0.5)),
     "deepseek_v3: latents not normed": ("deepseek_v3", {}, latents_not_normed),

@@ -5,7 +5,7 @@ import pytest
 from moesaic.core.errors import ConfigError, MoesaicError, UnsupportedError
 from moesaic.models.archs import glm4_moe
 from moesaic.models.load import spec_of
-from moesaic.models.spec import DenseSpec, MoESpec
+from moesaic.models.spec import DenseSpec, GateSpec, MoESpec
 from moesaic.weights.rules import RuleBook
 
 COMMON = {
@@ -196,8 +196,33 @@ def test_sliding_window_size_counts_the_tokens_before():
 
 
 def test_heads_that_sliding_layers_cannot_share_are_refused():
-    with pytest.raises(ConfigError, match="num_key_value_heads = 8: twice this must divide num_attention_heads = 8"):
+    with pytest.raises(ConfigError, match="8 heads of queries cannot share 16 of keys and values"):
         spec(**{**MIMO, "num_key_value_heads": 8})
+
+
+def test_what_laguna_and_step_must_say_of_their_layers():
+    laguna = {"model_type": "laguna", "num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2}
+    ropes = {"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}
+    assert spec(**laguna, **ropes).layers[0].attention.output_gate == GateSpec(function="softplus", per="head")
+    for change, says in (
+        ({}, "must say how each kind of layer rotates"),
+        ({**ropes, "num_attention_heads_per_layer": [2, 2]}, "has 2 entries for 4 layers"),
+        ({**ropes, "num_attention_heads_per_layer": [2, 2, 2, 3]}, "3 heads of queries cannot share 2"),
+        ({**ropes, "gating": "per-layer"}, "gating = .*: must be true, per-head or per-element"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            spec(**laguna, **change)
+    text = {**COMMON, **ropes, "n_routed_experts": 4, "num_experts_per_tok": 2}
+    step = {"model_type": "step3p7", "vision_config": {}, "text_config": text}
+    assert spec_of(step)[1].layers[3].ffn.num_experts == 4
+    for change, says in (
+        ({"swiglu_limits": [1.0]}, "text_config.swiglu_limits = .*has 1 entries for 4 layers"),
+        ({"per_layer_config": {"0": {"num_attention_heads": 2}}}, "text_config.per_layer_config"),
+        ({"gating": False}, "text_config.gating = false is not supported"),
+        ({"unheard_of": 1}, "text_config.unheard_of"),
+    ):
+        with pytest.raises(MoesaicError, match=says):
+            spec_of({**step, "text_config": {**text, **change}})
 
 
 def test_each_kind_of_layer_must_have_its_positions():

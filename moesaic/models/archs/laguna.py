@@ -7,11 +7,11 @@ from moesaic.models.common import (
     MLP,
     activation,
     decoder,
+    for_each_layer,
     gqa,
     kinds_and_windows,
     kinds_of_layers,
-    num_layers,
-    ropes,
+    ropes_as_given,
     shared_experts,
 )
 from moesaic.models.config_reader import ConfigReader
@@ -57,13 +57,9 @@ def _attention(c: ConfigReader) -> list[AttentionSpec]:
     gate = GateSpec(function="softplus", per="element" if gating == "per-element" else "head")
     bias = c.read(bool, "attention_bias", absent=False)
     plain = gqa(c, num_kv_heads=8, head_dim=128, rotary=False, bias=bias, qk_norm="head", output_gate=gate)
-    heads = c.read(list | None, "num_attention_heads_per_layer", absent=None) or [plain.num_heads] * num_layers(c)
-    if len(heads) != num_layers(c) or any(n < 1 or n % plain.num_kv_heads for n in heads):
-        raise c.error("num_attention_heads_per_layer", f"must be {num_layers(c)} multiples of num_key_value_heads")
-    if c.read(dict | None, "rope_parameters", absent=None) is None:
-        raise c.error("rope_parameters", "must say how each kind of layer rotates")
+    heads = for_each_layer(c, "num_attention_heads_per_layer", plain.num_heads)
     kinds = kinds_and_windows(c, c.read(int, "sliding_window", absent=512), sliding=lambda layer: False)
-    rotations = ropes(c, plain.head_dim, dict.fromkeys((kind for kind, _ in kinds), None), partial=1.0)
+    rotations = ropes_as_given(c, plain.head_dim, [kind for kind, _ in kinds], partial=1.0)
     return [
         replace(plain, num_heads=n, window=size, rope=rotations[kind])
         for n, (kind, size) in zip(heads, kinds, strict=True)

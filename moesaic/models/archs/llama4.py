@@ -13,11 +13,12 @@ from moesaic.models.common import (
     language_model,
     num_layers,
     shared_experts,
+    text_only,
     under,
 )
 from moesaic.models.config_reader import ConfigReader
 from moesaic.models.spec import AttentionSpec, DenseSpec, LayerSpec, ModelSpec, MoESpec, QueryTemperature, RouterSpec
-from moesaic.weights.rules import fused_experts, ignore, rename
+from moesaic.weights.rules import fused_experts, rename
 
 ARCHITECTURE = "Llama4ForCausalLM"
 ALSO = {"Llama4ForConditionalGeneration": "llama4"}
@@ -93,6 +94,5 @@ TEXT_RULES = [
 RULES = [
     *TEXT_RULES,
     *under("language_model.", TEXT_RULES),
-    ignore("vision_model.{any}", "images are not served"),
-    ignore("multi_modal_projector.{any}", "images are not served"),
+    *text_only("vision_model", "multi_modal_projector"),
 ]

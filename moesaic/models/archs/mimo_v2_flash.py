@@ -35,8 +35,6 @@ def spec(c: ConfigReader) -> ModelSpec:
         value_scale=c.read(float | None, "attention_value_scale", absent=0.707) or 1.0,
     )
     sliding = replace(full, num_kv_heads=2 * full.num_kv_heads, sinks=True)
-    if full.num_heads % sliding.num_kv_heads:
-        raise c.error("num_key_value_heads", f"twice this must divide num_attention_heads = {full.num_heads}")
     moe = deepseek_moe(c, experts="n_routed_experts", shared="n_shared_experts", num_shared=0)
     dense = DenseSpec(intermediate_size=c.require(int, "intermediate_size"), activation=activation(c))
     ffns = kinds_of_layers(c, "mlp_layer_types", ("dense", "sparse"), lambda layer: "sparse" if layer else "dense")

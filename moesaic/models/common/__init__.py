@@ -6,6 +6,7 @@ from moesaic.models.common.latent import mla
 from moesaic.models.common.layers import (
     NEUTRAL,
     decoder,
+    for_each_layer,
     kinds_and_windows,
     kinds_of_layers,
     num_layers,
@@ -13,7 +14,7 @@ from moesaic.models.common.layers import (
     windows,
 )
 from moesaic.models.common.multimodal import language_model
-from moesaic.models.common.positions import rope, ropes
+from moesaic.models.common.positions import rope, ropes, ropes_as_given
 from moesaic.models.common.recurrent import (
     GATED_DELTA_RULES,
     delta_or_attention,
@@ -34,6 +35,7 @@ from moesaic.models.common.rules import (
     SANDWICH_RULES,
     SHARED_RULES,
     feed_forward,
+    text_only,
     under,
 )
 
@@ -59,6 +61,7 @@ __all__ = [
     "delta_or_attention",
     "experts_and_gated_one",
     "feed_forward",
+    "for_each_layer",
     "gated_query_rules",
     "gqa",
     "kinds_and_windows",
@@ -68,8 +71,10 @@ __all__ = [
     "num_layers",
     "rope",
     "ropes",
+    "ropes_as_given",
     "scaled",
     "shared_experts",
+    "text_only",
     "under",
     "windows",
 ]

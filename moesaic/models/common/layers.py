@@ -71,6 +71,14 @@ def kinds_of_layers(c: ConfigReader, key: str, known: Sequence[str], absent: Cal
     return kinds
 
 
+def for_each_layer(c: ConfigReader, key: str, absent: Any) -> list[Any]:
+    """A list in the config with an entry for each layer; `absent` for each where there is none."""
+    entries: list[Any] = c.read(list | None, key, absent=None) or [absent] * num_layers(c)
+    if len(entries) != num_layers(c):
+        raise c.error(key, f"has {len(entries)} entries for {num_layers(c)} layers")
+    return entries
+
+
 def windows(c: ConfigReader, window: int | None, sliding: Callable[[int], bool]) -> list[int | None]:
     """Each layer's window: `layer_types`, or, where the config has none, those that `sliding` names have one."""
     return [size for _, size in kinds_and_windows(c, window, sliding)]

@@ -1,7 +1,7 @@
 """Rotary positions, as configs of transformers 4 and 5 spell them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from moesaic.core.errors import UnsupportedError
@@ -49,6 +49,13 @@ def ropes(
     """
     r = c.child("rope_parameters")
     return {kind: _rope_of_kind(c, r, kind, head_dim, theta, partial) for kind, theta in thetas.items()}
+
+
+def ropes_as_given(c: ConfigReader, head_dim: int, kinds: Iterable[str], partial: float) -> dict[str, RopeSpec | None]:
+    """`ropes` where nothing is taken for granted: rope_parameters must speak of each of these kinds of layers."""
+    if c.read(dict | None, "rope_parameters", absent=None) is None:
+        raise c.error("rope_parameters", "must say how each kind of layer rotates")
+    return ropes(c, head_dim, dict.fromkeys(kinds), partial)
 
 
 def _rope_of_kind(

@@ -6,6 +6,11 @@ from dataclasses import replace
 from moesaic.weights.rules import AnyRule, Rule, experts, fused_experts, ignore, rename, tied
 
 
+def text_only(*parts: str) -> list[AnyRule]:
+    """Leave out what these parts of a model that sees or hears hold: only text is served."""
+    return [ignore(f"{part}.{{any}}", "of a part that text does not need") for part in parts]
+
+
 def under(prefix: str, rules: Iterable[AnyRule], instead_of: str = "") -> list[AnyRule]:
     """The same rules for a checkpoint whose names begin with `prefix`, in place of `instead_of` where they have it."""
     return [replace(rule, source=prefix + rule.source.removeprefix(instead_of)) for rule in rules]

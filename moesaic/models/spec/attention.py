@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from moesaic.core.errors import ConfigError
 from moesaic.models.spec.checks import require_positive
 from moesaic.models.spec.positions import QueryTemperature, RopeSpec
 
@@ -66,6 +67,8 @@ class AttentionSpec:
 
     def __post_init__(self) -> None:
         require_positive(self, "num_heads", "num_kv_heads", "head_dim")
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(f"{self.num_heads} heads of queries cannot share {self.num_kv_heads} of keys and values")
         if self.value_dim is not None:
             require_positive(self, "value_dim")
 
