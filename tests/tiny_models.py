@@ -19,6 +19,7 @@ CORRECTIONS = (
     "e_score_correction_bias",
     "expert_bias",
 )  # of a router's choice; buffers, which transformers sets to zero
+SCALES = ("layer_scalar", "router.scale", "per_expert_scale")  # buffers and parameters, which it sets to one
 
 
 def tiny_config(family: str, *, tie: bool = False, **overrides: Any) -> Any:
@@ -53,11 +54,14 @@ def draw(model: Any, seed: int = 0, stored_less_one: bool = False) -> Any:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             is_norm = "norm" in name and not name.endswith("bias")
-            around = 1.0 if is_norm and not stored_less_one else 0.0
-            parameter.normal_(around, 0.3 if is_norm else WEIGHT_STD, generator=generator)
+            scales = is_norm or name.endswith(SCALES)
+            around = 1.0 if scales and not (is_norm and stored_less_one) else 0.0
+            parameter.normal_(around, 0.3 if scales else WEIGHT_STD, generator=generator)
         for name, buffer in model.named_buffers():
             if name.endswith(CORRECTIONS):
                 buffer.normal_(0.0, WEIGHT_STD, generator=generator)
+            if name.endswith(SCALES):
+                buffer.normal_(1.0, 0.3, generator=generator)
     return model
 
 

@@ -33,6 +33,7 @@ class Router(ReplicatedLinear):
 
     Attributes:
         correction: `[E]`, added to the scores for the choice alone, where the spec has one.
+        expert_scale: `[E]`, multiplies the experts' weights, likewise.
         counts: `[E]`, gain the tokens of each expert, where a hand-written model is asked for them.
     """
 
@@ -56,6 +57,7 @@ class Router(ReplicatedLinear):
         super().__init__(hidden_size, num_experts, spec.bias, ctx=ctx)
         self.spec = spec
         self.correction = ctx.parameter(num_experts) if spec.correction else None
+        self.expert_scale = ctx.parameter(num_experts) if spec.expert_scale else None
         self._route = ctx.kernel("route")
 
     def forward(self, hidden: Tensor, spec: RouterSpec | None = None, counts: Tensor | None = None) -> Routing:
@@ -73,12 +75,14 @@ class Router(ReplicatedLinear):
 
     def choose(self, logits: Tensor, spec: RouterSpec, counts: Tensor | None = None) -> Routing:
         """The experts from their logits `[T, E]`."""
-        return choose_experts(self._route, logits, spec, self.correction, counts)
+        return choose_experts(self._route, logits, spec, self.correction, counts, self.expert_scale)
 
     def named_views(self) -> NamedViews:
         yield from super().named_views()
         if self.correction is not None:
             yield "correction", self.correction.data
+        if self.expert_scale is not None:
+            yield "expert_scale", self.expert_scale.data
 
 
 class StableRouter(Router):
@@ -107,7 +111,12 @@ class StableRouter(Router):
 
 
 def choose_experts(
-    route: Callable[..., Any], logits: Tensor, spec: RouterSpec, correction: Tensor | None, counts: Tensor | None
+    route: Callable[..., Any],
+    logits: Tensor,
+    spec: RouterSpec,
+    correction: Tensor | None,
+    counts: Tensor | None,
+    expert_scale: Tensor | None = None,
 ) -> Routing:
     """Where tokens go whose experts have these logits `[T, E]`."""
     chosen = route(
@@ -126,6 +135,7 @@ def choose_experts(
         scale=spec.scale,
         cap=spec.cap,
         jitter=spec.jitter,
+        expert_scale=expert_scale,
         counts=counts,
     )
     return Routing(*chosen)

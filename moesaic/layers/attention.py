@@ -5,7 +5,12 @@ from torch import Tensor
 
 from moesaic.layers.base import BuildContext, Layer, NamedViews
 from moesaic.layers.kv_cache import KVCache, KVCacheSpec, TiledCache
-from moesaic.layers.linear import ColumnParallelLinear, QKVParallelLinear, RowParallelLinear
+from moesaic.layers.linear import (
+    ColumnParallelLinear,
+    MergedColumnParallelLinear,
+    QKVParallelLinear,
+    RowParallelLinear,
+)
 from moesaic.layers.norm import Norm
 from moesaic.layers.rope import shared_frequencies
 from moesaic.layers.step import Step
@@ -24,15 +29,20 @@ class GroupedQueryAttention(Layer):
         self.spec = spec
         self.norm_eps = norm.eps
         heads = spec.num_heads, spec.num_kv_heads
-        self.qkv = QKVParallelLinear(
-            hidden_size, spec.head_dim, *heads, bias=spec.qkv_bias, v_head_size=spec.value_dim, ctx=ctx
-        )
+        if spec.values == "projected":
+            self.qkv: MergedColumnParallelLinear = QKVParallelLinear(
+                hidden_size, spec.head_dim, *heads, bias=spec.qkv_bias, v_head_size=spec.value_dim, ctx=ctx
+            )
+        else:
+            sizes = {"q": spec.q_size, "k": spec.kv_size}
+            self.qkv = MergedColumnParallelLinear(hidden_size, sizes, bias=spec.qkv_bias, ctx=ctx)
         self.o = RowParallelLinear(spec.mixed_size, hidden_size, bias=spec.output_bias, ctx=ctx.under("o"))
         self.gate = None
         if spec.output_gate is not None:
             bias = spec.output_gate.bias
             self.gate = ColumnParallelLinear(hidden_size, spec.gate_size, bias=bias, ctx=ctx.under("gate"))
         self._unit = torch.ones(spec.head_dim, device=ctx.device) if spec.qk_norm == "unit" else None
+        self._value_unit = torch.ones(spec.value_dim or spec.head_dim, device=ctx.device)
         self.q_norm = self.k_norm = None
         if spec.qk_norm in ("head", "full"):
             per_head = spec.qk_norm == "head"
@@ -53,7 +63,7 @@ class GroupedQueryAttention(Layer):
             self.inverse_frequencies, self.rope_factor = shared_frequencies(spec.rope, dim, ctx.device)
         self._rope_table = ctx.kernel("rope_table")
         self._temperature, self._apply_gate = ctx.kernel("query_temperature"), ctx.kernel("apply_gate")
-        self._prepare_qkv = ctx.kernel("prepare_qkv")
+        self._prepare_qkv, self._norm_heads = ctx.kernel("prepare_qkv"), ctx.kernel("norm_heads")
         self._plan = ctx.kernel("plan_attention")
         self._attend = ctx.kernel("paged_attention")
 
@@ -61,7 +71,7 @@ class GroupedQueryAttention(Layer):
         """`[T, hidden]` -> `[T, hidden]`; writes the step's keys and values into `cache`."""
         spec = self.spec
         query = self._prepare_qkv(
-            self.qkv(hidden),
+            self._parts(self.qkv(hidden)),
             spec.num_heads,
             spec.num_kv_heads,
             self._table(step),
@@ -83,6 +93,18 @@ class GroupedQueryAttention(Layer):
         if self.gate is not None and spec.output_gate is not None:
             mixed = self._apply_gate(mixed, self.gate(hidden), spec.output_gate.function)
         return self.o(mixed, spec.value_scale)
+
+    def _parts(self, qkv: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as what follows takes them: apart, where values are not what was projected."""
+        spec = self.spec
+        if spec.values == "projected" and not spec.value_norm:
+            return qkv
+        key = qkv[:, spec.q_size : spec.q_size + spec.kv_size]
+        value = key if spec.values == "keys" else qkv[:, spec.q_size + spec.kv_size :]
+        if spec.value_norm:
+            heads = value.unflatten(1, (spec.num_kv_heads, -1))
+            value = self._norm_heads(heads, self._value_unit, self.norm_eps).flatten(1)
+        return qkv[:, : spec.q_size], key, value
 
     def _norm_weight(self, norm: Norm | None) -> Tensor | None:
         """What queries or keys are multiplied by once they are normed; None where they are not."""

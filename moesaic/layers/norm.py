@@ -13,7 +13,7 @@ class Norm(Layer):
     """Scale each vector to unit root mean square (a "layer" norm takes its mean away first), then by a learned weight.
 
     Attributes:
-        weight: as it is multiplied with: `offset` is added to what was stored, once it is loaded.
+        weight: as it is multiplied with: what was stored, times `factor`, plus `offset`, once it is loaded.
     """
 
     def __init__(self, ctx: BuildContext, spec: NormSpec, size: int) -> None:
@@ -42,6 +42,8 @@ class Norm(Layer):
             yield "bias", self.bias.data
 
     def loaded(self) -> None:
+        if self.spec.factor != 1.0:
+            self.weight.data.mul_(self.spec.factor)
         if self.spec.offset:
             self.weight.data.add_(self.spec.offset)
 

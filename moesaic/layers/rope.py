@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from moesaic.models.spec import LinearScaling, Llama3Scaling, LongScaling, RopeSpec, YarnScaling
+from moesaic.models.spec import LinearScaling, Llama3Scaling, LongScaling, ProportionalScaling, RopeSpec, YarnScaling
 
 
 @cache
@@ -26,6 +26,9 @@ def inverse_frequencies(spec: RopeSpec, dim: int) -> tuple[Tensor, float]:
             return _llama3(inverse, scaling), 1.0
         case LongScaling() as scaling:
             return inverse / torch.tensor(scaling.factors), scaling.attention_factor
+        case ProportionalScaling(share=share, factor=factor):
+            turning = torch.arange(inverse.shape[0]) < int(share * dim // 2)
+            return torch.where(turning, inverse / factor, 0.0), 1.0
         case YarnScaling() as scaling:
             return _yarn(inverse, spec.theta, scaling), scaling.attention_factor
     return inverse, 1.0

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from moesaic.core.batch import Batch
 from moesaic.experts.layer import MoE
+from moesaic.experts.normed import NormedMoE
 from moesaic.experts.stats import ExpertStats
-from moesaic.layers.base import BuildContext, Layer
+from moesaic.layers.base import BuildContext, Layer, NamedViews
 from moesaic.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from moesaic.layers.kv_cache import Cache, CacheSpec
 from moesaic.layers.mlp import MLP
@@ -105,11 +106,16 @@ class DecoderLayer(Layer):
         self.cache_specs: list[CacheSpec] = self.attention.cache_specs
         self.attention_post_norm = norm("post", "sandwich")
         self.ffn_norm = norm("pre", "sandwich", "ffn_sandwich")
-        if isinstance(spec.ffn, MoESpec):
-            self.mlp: Layer = MoE(ctx.under("mlp"), spec.ffn, model.hidden_size, index, stats)
+        self.gives_residual = isinstance(spec.ffn, MoESpec) and spec.ffn.norms == "own"
+        if isinstance(spec.ffn, MoESpec) and spec.ffn.norms == "own":
+            norm_spec = spec.norm or model.norm
+            self.mlp: Layer = NormedMoE(ctx.under("mlp"), spec.ffn, model.hidden_size, index, stats, norm_spec)
+        elif isinstance(spec.ffn, MoESpec):
+            self.mlp = MoE(ctx.under("mlp"), spec.ffn, model.hidden_size, index, stats)
         else:
             self.mlp = MLP(ctx.under("mlp"), spec.ffn, model.hidden_size)
         self.ffn_post_norm = norm("post", "sandwich", "ffn_sandwich")
+        self.scalar = ctx.parameter(1) if spec.scalar else None
         self.shortcut: MoE | None = None
         if spec.shortcut is not None:
             self.shortcut = MoE(ctx.under("shortcut"), spec.shortcut, model.hidden_size, index, stats)
@@ -117,7 +123,7 @@ class DecoderLayer(Layer):
 
     def forward(
         self, hidden: Tensor, delta: Tensor | None, step: Step, caches: Sequence[Cache]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """The residual stream `[T, hidden]` and what is still to be added to it, from the last layer and for the next.
 
         Additions are left to the norm that follows them, for the two are one operation.
@@ -127,12 +133,24 @@ class DecoderLayer(Layer):
         if self.norms == "parallel":
             return hidden, self._mix(attended, self.mlp(normed))
         hidden, normed = self._add(hidden, attended, self.ffn_norm)
-        given = _normed(self.mlp(normed), self.ffn_post_norm)
+        given = (normed, hidden) if self.gives_residual else (normed,)
+        delta = _normed(self.mlp(*given), self.ffn_post_norm)
         if step.shortcut is not None:
-            given, step.shortcut = self._mix(given, step.shortcut), None
+            delta, step.shortcut = self._mix(delta, step.shortcut), None
         if self.shortcut is not None:
             step.shortcut = self.shortcut(normed)
-        return hidden, given
+        if self.scalar is None:
+            return hidden, delta
+        return self._mix(hidden, delta, self._factor, self._factor * self.residual_multiplier), None
+
+    def named_views(self) -> NamedViews:
+        yield from super().named_views()
+        if self.scalar is not None:
+            yield "scalar", self.scalar.data
+
+    def loaded(self) -> None:
+        if self.scalar is not None:
+            self._factor = float(self.scalar)
 
     def _add(self, hidden: Tensor, delta: Tensor | None, norm: Norm | None) -> tuple[Tensor, Tensor]:
         """The residual stream with `delta` added, and what the next part is given of it."""

@@ -14,6 +14,21 @@ HYBRID = ["full_attention", "sliding_attention", "sliding_attention"]
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "flint": {**SHORT, "num_experts": 8, "shared_expert_intermediate_size": 40, "num_hidden_layers": 4},
+    "gemma4_text": {
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "num_global_key_value_heads": 1,
+        "attention_k_eq_v": True,
+        "enable_moe_block": True,
+        "num_experts": 8,
+        "top_k_experts": 3,
+        "moe_intermediate_size": 48,
+        "hidden_size_per_layer_input": 0,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+        "num_hidden_layers": 4,
+        "sliding_window": 6,
+        "final_logit_softcapping": 3.0,
+    },
     "granitemoe_swa": {
         "num_local_experts": 8,
         "num_experts_per_tok": 3,
@@ -71,6 +86,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "flint dense layers": ("flint", {"mlp_only_layers": [], "decoder_sparse_step": 2, "norm_topk_prob": False}),
     "flint biases": ("flint", {"attention_bias": True}),
+    "gemma4_text dense": ("gemma4_text", {"enable_moe_block": False, "final_logit_softcapping": None}),
+    "gemma4_text values of their own": ("gemma4_text", {"attention_k_eq_v": False, "attention_bias": True}),
     "granitemoe_swa one base": ("granitemoe_swa", {"layer_rope_theta": None, "shared_intermediate_size": 0}),
     "hy_v3 biases": ("hy_v3", {"attention_bias": True, "mlp_bias": True}),
     "kolibri1 renormalised": ("kolibri1", {"norm_topk_prob": True}),

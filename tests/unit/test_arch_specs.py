@@ -5,7 +5,7 @@ import pytest
 from moesaic.core.errors import ConfigError, MoesaicError, UnsupportedError
 from moesaic.models.archs import glm4_moe
 from moesaic.models.load import spec_of
-from moesaic.models.spec import DenseSpec, GateSpec, MoESpec
+from moesaic.models.spec import DenseSpec, GateSpec, MoESpec, RouterSpec, SharedSpec
 from moesaic.weights.rules import RuleBook
 
 COMMON = {
@@ -245,3 +245,43 @@ def test_values_of_their_own_size_count():
     wide, narrow = (spec(**MIMO, v_head_dim=size).num_parameters for size in (192, 128))
     # Values of 2 heads in one layer and 4 in three, and as many inputs of 8 heads' outputs in each.
     assert wide - narrow == 64 * 64 * (2 + 3 * 4 + 4 * 8)
+
+
+GEMMA4 = {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0, "num_key_value_heads": 4, "head_dim": 16}
+
+
+def test_heads_of_gemma4s_full_layers():
+    def heads(**config):
+        layers = spec(**GEMMA4, layer_types=["sliding_attention", "full_attention"] * 2, **config).layers
+        return [(la.attention.head_dim, la.attention.num_kv_heads, la.attention.values) for la in layers]
+
+    own = (16, 4, "projected")
+    assert heads() == [own, (512, 4, "projected")] * 2
+    assert heads(global_head_dim=32, num_global_key_value_heads=2) == [own, (32, 4, "projected")] * 2
+    shared = {"attention_k_eq_v": True, "num_global_key_value_heads": 2}
+    assert heads(**shared, global_head_dim=32) == [own, (32, 2, "keys")] * 2
+    by_layer = {str(layer): {"head_dim": 32, "num_key_value_heads": 2} for layer in (1, 3)}
+    assert heads(attention_k_eq_v=True, per_layer_config=by_layer) == [own, (32, 2, "keys")] * 2
+    with pytest.raises(ConfigError, match="must give layers of the same kind heads of the same size"):
+        heads(per_layer_config={"1": {"head_dim": 32}})
+    with pytest.raises(UnsupportedError, match="unknown key in per_layer_config 'hidden_act'"):
+        heads(per_layer_config={"1": {"hidden_act": "relu"}})
+    with pytest.raises(ConfigError, match="must map the numbers of 4 layers to objects"):
+        heads(per_layer_config={"4": {"head_dim": 32}})
+    with pytest.raises(ConfigError, match="must hold positive numbers"):
+        heads(per_layer_config={"1": {"head_dim": 0}})
+
+
+def test_what_gemma4_leaves_out_is_refused():
+    with pytest.raises(ConfigError, match="hidden_size_per_layer_input = 256: inputs of single layers"):
+        spec(**{**GEMMA4, "hidden_size_per_layer_input": 256})
+    with pytest.raises(UnsupportedError, match="num_kv_shared_layers = 2 is not supported"):
+        spec(**GEMMA4, num_kv_shared_layers=2)
+
+
+def test_norms_of_their_own_need_a_plain_shared_expert():
+    moe = {"num_experts": 4, "intermediate_size": 8, "router": RouterSpec(top_k=2), "norms": "own"}
+    with pytest.raises(ConfigError, match="stand beside a plain shared one"):
+        MoESpec(**moe)
+    with pytest.raises(ConfigError, match="stand beside a plain shared one"):
+        MoESpec(**moe, shared=SharedSpec(ffn=DenseSpec(intermediate_size=8), average=True))

@@ -10,6 +10,7 @@ from moesaic.models.common.layers import (
     kinds_and_windows,
     kinds_of_layers,
     num_layers,
+    overrides_of_layers,
     scaled,
     windows,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "language_model",
     "mla",
     "num_layers",
+    "overrides_of_layers",
     "rope",
     "ropes",
     "ropes_as_given",

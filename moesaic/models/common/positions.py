@@ -10,6 +10,7 @@ from moesaic.models.spec import (
     LinearScaling,
     Llama3Scaling,
     LongScaling,
+    ProportionalScaling,
     RopeSpec,
     YarnScaling,
 )
@@ -38,17 +39,22 @@ def rope(
 
 
 def ropes(
-    c: ConfigReader, head_dim: int, thetas: Mapping[str, float | None], partial: float | None = None
+    c: ConfigReader,
+    head_dim: int | Mapping[str, int],
+    thetas: Mapping[str, float | None],
+    partial: float | None = None,
 ) -> dict[str, RopeSpec | None]:
     """Rotary positions of each kind of layer, where rope_parameters has an object for each; None where that is null.
 
     Args:
+        head_dim: of all kinds, or of each.
         thetas: kind of layer -> theta, for a config without rope_parameters; None there for no rotation. Kinds that no
             layer is of may be missing from it.
         partial: as in `rope`.
     """
     r = c.child("rope_parameters")
-    return {kind: _rope_of_kind(c, r, kind, head_dim, theta, partial) for kind, theta in thetas.items()}
+    dims = {kind: head_dim if isinstance(head_dim, int) else head_dim[kind] for kind in thetas}
+    return {kind: _rope_of_kind(c, r, kind, dims[kind], theta, partial) for kind, theta in thetas.items()}
 
 
 def ropes_as_given(c: ConfigReader, head_dim: int, kinds: Iterable[str], partial: float) -> dict[str, RopeSpec | None]:
@@ -73,6 +79,8 @@ def _rope(
     c: ConfigReader, r: ConfigReader, head_dim: int, theta: float, partial: float | None, interleaved: bool
 ) -> RopeSpec:
     """Rotary positions from one object of the config."""
+    if r.read(str, "rope_type", "type", absent="default") == "proportional":
+        return RopeSpec(theta=r.read(float, "rope_theta", absent=theta), scaling=_proportional(r))
     dim = int(head_dim * _rotating(c, r, partial))
     if dim % 2 or not 0 < dim <= head_dim:
         raise UnsupportedError(f"{c.path}: rotary positions need an even head dimension, or part of it, got {dim}")
@@ -107,6 +115,12 @@ def _rotating(c: ConfigReader, r: ConfigReader, absent: float | None) -> float:
         return 1.0
     given = r.read(float | None, key, absent=c.read(float | None, key, absent=None))
     return absent if given is None else float(given)
+
+
+def _proportional(r: ConfigReader) -> ProportionalScaling:
+    return ProportionalScaling(
+        share=r.read(float, "partial_rotary_factor", absent=1.0), factor=r.read(float, "factor", absent=1.0)
+    )
 
 
 def _linear(r: ConfigReader, max_position: int) -> LinearScaling:

@@ -44,6 +44,8 @@ class AttentionSpec:
         value_dim: of a value, where it is not head_dim.
         value_scale: of what values give.
         output_gate: what the heads' output is multiplied with.
+        values: "projected" by weights of their own, or the "keys" as they are projected, before norm and rotation.
+        value_norm: values are divided by the root mean square of their head.
     """
 
     num_heads: int
@@ -64,6 +66,8 @@ class AttentionSpec:
     value_dim: int | None = None
     value_scale: float = 1.0
     output_gate: GateSpec | None = None
+    values: Literal["projected", "keys"] = "projected"
+    value_norm: bool = False
 
     def __post_init__(self) -> None:
         require_positive(self, "num_heads", "num_kv_heads", "head_dim")
@@ -71,6 +75,8 @@ class AttentionSpec:
             raise ConfigError(f"{self.num_heads} heads of queries cannot share {self.num_kv_heads} of keys and values")
         if self.value_dim is not None:
             require_positive(self, "value_dim")
+            if self.values == "keys" and self.value_dim != self.head_dim:
+                raise ConfigError(f"values that are keys have {self.head_dim} numbers, not {self.value_dim}")
 
     @property
     def q_size(self) -> int:
@@ -99,7 +105,8 @@ class AttentionSpec:
 
     def num_parameters(self, hidden_size: int) -> int:
         """Weights and biases of this attention."""
-        qkv = self.q_size + self.kv_size + self.value_size
+        projected = self.value_size if self.values == "projected" else 0
+        qkv = self.q_size + self.kv_size + projected
         biases = qkv * self.qkv_bias + hidden_size * self.output_bias
         if self.output_gate is not None:
             biases += self.gate_size * self.output_gate.bias

@@ -51,6 +51,7 @@ class RouterSpec:
         num_groups, top_groups: the choice is among the experts of the best groups; a group's score is its "max" or the
             sum of its "top2"; experts outside count as masked_score.
         scale: of the weights, after renormalising.
+        expert_scale: a learned number an expert multiplies its weight.
         jitter: of "sparsemixer": half the relative distance from which on a logit is far below another.
         cap: logits become `cap * tanh(logits / cap)` first.
     """
@@ -70,6 +71,7 @@ class RouterSpec:
     scale: float = 1.0
     jitter: float = 0.0
     cap: float | None = None
+    expert_scale: bool = False
 
     def __post_init__(self) -> None:
         require_positive(self, "num_groups", "top_groups")
@@ -106,6 +108,9 @@ class MoESpec:
         output_scale: of the experts' sum.
         output_bias: a learned vector is added to what all give together.
         identity_experts: so many more may be chosen, behind the others; they give what they are given.
+        norms: "layer": all parts are given what the layer's norm gives. "own": router and experts are given the
+            residual, each through a norm of its own, whose weights of the router's are stored times the square root of
+            the hidden size; and what experts and shared expert give is normed before it is summed.
     """
 
     num_experts: int
@@ -119,6 +124,7 @@ class MoESpec:
     weight_on_input: bool = False
     output_scale: float = 1.0
     output_bias: bool = False
+    norms: Literal["layer", "own"] = "layer"
     shared: SharedSpec | None = None
     identity_experts: int = 0
 
@@ -130,6 +136,9 @@ class MoESpec:
             )
         if self.num_choices % self.router.num_groups:
             raise ConfigError(f"{self.num_choices} experts do not make {self.router.num_groups} equal groups")
+        plain = self.shared is not None and not (self.shared.gate or self.shared.average)
+        if self.norms == "own" and not (plain and self.output_scale == 1.0 and not self.output_bias):
+            raise ConfigError("experts with norms of their own stand beside a plain shared one, without scale or bias")
 
     @property
     def num_choices(self) -> int:
@@ -156,4 +165,5 @@ class MoESpec:
     def _beside(self, hidden_size: int) -> int:
         """Router and shared expert. A correction is not trained by gradients, and counts as no parameter."""
         shared = self.shared.num_parameters(hidden_size) if self.shared is not None else 0
-        return self.num_choices * (hidden_size + self.router.bias) + shared + hidden_size * self.output_bias
+        router = self.num_choices * (hidden_size + self.router.bias + self.router.expert_scale)
+        return router + shared + hidden_size * (self.output_bias + 4 * (self.norms == "own"))

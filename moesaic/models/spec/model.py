@@ -19,12 +19,14 @@ class NormSpec:
     Attributes:
         kind: "rms" divides by the root mean square; "layer" takes the mean away first.
         offset: what is added to the stored weight (1 where it is stored as its difference from 1).
+        factor: what the stored weight is multiplied by.
         bias: whether a "layer" norm adds one.
     """
 
     eps: float
     kind: Literal["rms", "layer"] = "rms"
     offset: float = 0.0
+    factor: float = 1.0
     bias: bool = False
 
     def num_parameters(self, size: int) -> int:
@@ -47,6 +49,7 @@ class LayerSpec:
         norm: of this layer, where it is not the model's.
         shortcut: experts beside a dense feed-forward, which are given the same; what they give joins the residual
             stream behind the next layer's feed-forward (ScMoE, Cai et al. 2024, https://arxiv.org/abs/2404.05019).
+        scalar: a learned number multiplies the residual stream after the layer.
     """
 
     attention: MixerSpec
@@ -54,6 +57,7 @@ class LayerSpec:
     norms: Literal["pre", "post", "sandwich", "ffn_sandwich", "parallel"] = "pre"
     norm: NormSpec | None = None
     shortcut: MoESpec | None = None
+    scalar: bool = False
 
     def __post_init__(self) -> None:
         if self.shortcut is not None and (isinstance(self.ffn, MoESpec) or self.norms == "parallel"):
@@ -128,12 +132,12 @@ class ModelSpec:
         return self._shared_parameters() + sum(parts)
 
     def _shared_parameters(self) -> int:
-        """Embeddings and norms."""
+        """Embeddings, norms and scalars of layers."""
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
         embeddings += self.vocab_size * self.logits_bias
         embeddings += self.max_position_embeddings * self.hidden_size * self.learned_positions
         norms = self.norm.num_parameters(self.hidden_size) * (1 + sum(layer.num_norms for layer in self.layers))
-        return embeddings + norms
+        return embeddings + norms + sum(layer.scalar for layer in self.layers)
 
 
 def _active(part: MixerSpec | DenseSpec | MoESpec, hidden_size: int) -> int:

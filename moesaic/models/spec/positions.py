@@ -59,6 +59,18 @@ class LongScaling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProportionalScaling:
+    """The first `share` of a head's pairs turn, with the wavelengths that they have among all; the others do not.
+
+    Attributes:
+        factor: all wavelengths are stretched by it.
+    """
+
+    share: float
+    factor: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class QueryTemperature:
     """Queries are multiplied by `1 + scale * log(1 + floor((position + offset) / period))`, so that attention stays
     sharp over long sequences (Nakanishi 2025, https://huggingface.co/papers/2501.19399)."""
@@ -81,6 +93,6 @@ class RopeSpec:
     """
 
     theta: float
-    scaling: Llama3Scaling | LinearScaling | YarnScaling | LongScaling | None = None
+    scaling: Llama3Scaling | LinearScaling | YarnScaling | LongScaling | ProportionalScaling | None = None
     dim: int | None = None
     interleaved: bool = False
