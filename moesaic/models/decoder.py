@@ -96,25 +96,31 @@ class DecoderLayer(Layer):
     def __init__(self, ctx: BuildContext, model: ModelSpec, spec: LayerSpec, index: int, stats: ExpertStats) -> None:
         super().__init__()
         self.norms = spec.norms
+        self.attention_shares, self.ffn_shares = spec.attention_shares, spec.ffn_shares
         self.residual_multiplier = model.multipliers.residual
 
-        def norm(*kinds: str) -> Norm | None:
-            return Norm(ctx, spec.norm or model.norm, model.hidden_size) if spec.norms in kinds else None
+        def norm(part: object, *kinds: str) -> Norm | None:
+            wanted = part is not None and spec.norms in kinds
+            return Norm(ctx, spec.norm or model.norm, model.hidden_size) if wanted else None
 
-        self.attention_norm = norm("pre", "sandwich", "ffn_sandwich", "parallel")
-        self.attention = build_mixer(ctx.under("attention"), spec.attention, model.hidden_size, model.norm)
-        self.cache_specs: list[CacheSpec] = self.attention.cache_specs
-        self.attention_post_norm = norm("post", "sandwich")
-        self.ffn_norm = norm("pre", "sandwich", "ffn_sandwich")
+        self.attention_norm = norm(spec.attention, "pre", "sandwich", "ffn_sandwich", "parallel", "residual")
+        self.attention: Layer | None = None
+        self.cache_specs: list[CacheSpec] = []
+        if spec.attention is not None:
+            self.attention = build_mixer(ctx.under("attention"), spec.attention, model.hidden_size, model.norm)
+            self.cache_specs = self.attention.cache_specs
+        self.attention_post_norm = norm(spec.attention, "post", "sandwich")
+        self.ffn_norm = norm(spec.ffn, "pre", "sandwich", "ffn_sandwich", "residual")
         self.gives_residual = isinstance(spec.ffn, MoESpec) and spec.ffn.norms == "own"
+        self.mlp: Layer | None = None
         if isinstance(spec.ffn, MoESpec) and spec.ffn.norms == "own":
             norm_spec = spec.norm or model.norm
-            self.mlp: Layer = NormedMoE(ctx.under("mlp"), spec.ffn, model.hidden_size, index, stats, norm_spec)
+            self.mlp = NormedMoE(ctx.under("mlp"), spec.ffn, model.hidden_size, index, stats, norm_spec)
         elif isinstance(spec.ffn, MoESpec):
             self.mlp = MoE(ctx.under("mlp"), spec.ffn, model.hidden_size, index, stats)
-        else:
+        elif spec.ffn is not None:
             self.mlp = MLP(ctx.under("mlp"), spec.ffn, model.hidden_size)
-        self.ffn_post_norm = norm("post", "sandwich", "ffn_sandwich")
+        self.ffn_post_norm = norm(spec.ffn, "post", "sandwich", "ffn_sandwich")
         self.scalar = ctx.parameter(1) if spec.scalar else None
         self.shortcut: MoE | None = None
         if spec.shortcut is not None:
@@ -128,11 +134,18 @@ class DecoderLayer(Layer):
 
         Additions are left to the norm that follows them, for the two are one operation.
         """
-        hidden, normed = self._add(hidden, delta, self.attention_norm)
-        attended = _normed(self.attention(normed, step, *caches), self.attention_post_norm)
+        normed = hidden
+        if self.attention is not None:
+            hidden, normed = self._add(hidden, delta, self.attention_norm)
+            delta = _normed(self.attention(normed, step, *caches), self.attention_post_norm)
+        if self.mlp is None:
+            return hidden, delta
         if self.norms == "parallel":
-            return hidden, self._mix(attended, self.mlp(normed))
-        hidden, normed = self._add(hidden, attended, self.ffn_norm)
+            return hidden, self._mix(delta, self.mlp(normed))
+        if self.norms == "residual":
+            normed = self._add(self._mix(normed, delta, *self.attention_shares), None, self.ffn_norm)[1]
+            return self._mix(normed, self.mlp(normed), *self.ffn_shares), None
+        hidden, normed = self._add(hidden, delta, self.ffn_norm)
         given = (normed, hidden) if self.gives_residual else (normed,)
         delta = _normed(self.mlp(*given), self.ffn_post_norm)
         if step.shortcut is not None:

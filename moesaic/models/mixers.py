@@ -11,12 +11,18 @@ from moesaic.layers.attention import GroupedQueryAttention
 from moesaic.layers.base import BuildContext, Layer
 from moesaic.layers.gated_delta import GatedDelta
 from moesaic.layers.latent_attention import LatentAttention
+from moesaic.layers.linear_attention import LinearAttention
+from moesaic.layers.mamba import Mamba
+from moesaic.layers.mamba2 import Mamba2
 from moesaic.layers.short_conv import ShortConv
 from moesaic.models.spec import (
     AttentionSpec,
     ExpertAttentionSpec,
     GatedDeltaSpec,
     LatentAttentionSpec,
+    LinearAttentionSpec,
+    Mamba2Spec,
+    MambaSpec,
     MixerSpec,
     NormSpec,
     ShortConvSpec,
@@ -27,6 +33,9 @@ MIXERS: dict[type[Any], type[Any]] = {
     ExpertAttentionSpec: ExpertAttention,
     LatentAttentionSpec: LatentAttention,
     GatedDeltaSpec: GatedDelta,
+    LinearAttentionSpec: LinearAttention,
+    Mamba2Spec: Mamba2,
+    MambaSpec: Mamba,
     ShortConvSpec: ShortConv,
 }
 

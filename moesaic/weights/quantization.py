@@ -22,7 +22,7 @@ FLOAT_KIND: dict[DType, Kind] = {"float32": "f32", "float16": "f16", "bfloat16":
 KEPT = (
     *("embed", "positions", "layers.*.mlp.router", "layers.*.mlp.shared_gate"),
     *("layers.*.attention.router", "layers.*.shortcut.router"),
-    *("layers.*.attention.beta", "layers.*.attention.decay"),
+    *("layers.*.attention.beta", "layers.*.attention.decay", "layers.*.attention.step*"),
 )
 OPTIONS = {"offsets": True, "symmetric": False}
 

@@ -18,6 +18,20 @@ QWEN: dict[str, Any] = {
     "shared_expert_intermediate_size": 80,
 }
 CONFIGS: dict[str, dict[str, Any]] = {
+    "granitemoehybrid": {
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "num_local_experts": 8,
+        "num_experts_per_tok": 3,
+        "shared_intermediate_size": 80,
+        "mamba_n_heads": 4,
+        "mamba_n_groups": 2,
+        "mamba_d_state": 16,
+        "mamba_chunk_size": 8,
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.3,
+        "residual_multiplier": 0.7,
+        "logits_scaling": 2.0,
+    },
     "lfm2": {
         "num_hidden_layers": 4,
         "layer_types": ["conv", "conv", "full_attention", "conv"],
@@ -38,6 +52,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 STORED_LESS_ONE = ("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next")
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "granitemoehybrid biases, limits, rope": (
+        "granitemoehybrid",
+        {
+            "mamba_proj_bias": True,
+            "attention_bias": True,
+            "mamba_conv_bias": False,
+            "time_step_limit": [0.6, 0.8],
+            "position_embedding_type": "rope",
+        },
+    ),
+    "granitemoehybrid no experts": ("granitemoehybrid", {"num_local_experts": 0, "mamba_n_groups": 1}),
     "lfm2 attention only": ("lfm2", {"layer_types": None}),
     "lfm2 size as it is": ("lfm2", {"block_auto_adjust_ff_dim": False}),
     "lfm2_moe biases": ("lfm2_moe", {"conv_bias": True}),

@@ -21,6 +21,8 @@ from moesaic.models.common.recurrent import (
     delta_or_attention,
     experts_and_gated_one,
     gated_query_rules,
+    mamba2_rules,
+    step_limits,
 )
 from moesaic.models.common.rules import (
     BASE_RULES,
@@ -68,6 +70,7 @@ __all__ = [
     "kinds_and_windows",
     "kinds_of_layers",
     "language_model",
+    "mamba2_rules",
     "mla",
     "num_layers",
     "overrides_of_layers",
@@ -76,6 +79,7 @@ __all__ = [
     "ropes_as_given",
     "scaled",
     "shared_experts",
+    "step_limits",
     "text_only",
     "under",
     "windows",

@@ -1,5 +1,7 @@
 """The gated delta rule beside gated attention, from the keys and under the names that several models share."""
 
+import math
+
 from moesaic.models.common.attention import gqa
 from moesaic.models.common.layers import kinds_of_layers
 from moesaic.models.config_reader import ConfigReader
@@ -74,3 +76,26 @@ GATED_DELTA_RULES = [  # but projections
     rename(f"{LINEAR}.norm.weight", f"{OURS}.norm.weight"),
     rename(f"{LINEAR}.out_proj.weight", f"{OURS}.o.weight"),
 ]
+
+
+def mamba2_rules(source: str) -> list[Rule]:
+    """The parameters of Mamba 2 by their usual names."""
+    return [
+        *packed(f"{source}.in_proj.{{p}}", *(f"{OURS}.{part}.{{p}}" for part in ("gate", "x", "b", "c", "step"))),
+        rename(f"{source}.conv1d.{{p}}", f"{OURS}.conv.{{p}}"),
+        rename(f"{source}.A_log", f"{OURS}.rate"),
+        rename(f"{source}.dt_bias", f"{OURS}.step_bias"),
+        rename(f"{source}.D", f"{OURS}.skip"),
+        rename(f"{source}.norm.weight", f"{OURS}.norm.weight"),
+        rename(f"{source}.out_proj.{{p}}", f"{OURS}.o.{{p}}"),
+    ]
+
+
+def step_limits(c: ConfigReader, key: str) -> tuple[float, float]:
+    """Bounds of a step: two numbers, of which transformers writes an infinite one as {"__float__": "Infinity"}."""
+    given = c.read(list | None, key, absent=None) or (0.0, math.inf)
+    try:
+        least, most = (float(v["__float__"] if isinstance(v, dict) else v) for v in given)
+    except (KeyError, TypeError, ValueError):
+        raise c.error(key, "must be two numbers") from None
+    return least, most

@@ -18,7 +18,14 @@ from moesaic.models.spec.positions import (
     RopeSpec,
     YarnScaling,
 )
-from moesaic.models.spec.recurrent import GatedDeltaSpec, ShortConvSpec
+from moesaic.models.spec.recurrent import (
+    GatedDeltaSpec,
+    LinearAttentionSpec,
+    Mamba2Spec,
+    MambaSpec,
+    RecurrentSpec,
+    ShortConvSpec,
+)
 
 __all__ = [
     "Activation",
@@ -29,9 +36,12 @@ __all__ = [
     "GatedDeltaSpec",
     "LatentAttentionSpec",
     "LayerSpec",
+    "LinearAttentionSpec",
     "LinearScaling",
     "Llama3Scaling",
     "LongScaling",
+    "Mamba2Spec",
+    "MambaSpec",
     "MixerSpec",
     "MoESpec",
     "ModelSpec",
@@ -39,6 +49,7 @@ __all__ = [
     "NormSpec",
     "ProportionalScaling",
     "QueryTemperature",
+    "RecurrentSpec",
     "RopeSpec",
     "RouterSpec",
     "SharedSpec",

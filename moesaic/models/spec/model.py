@@ -9,7 +9,7 @@ from moesaic.models.spec.checks import require_positive
 from moesaic.models.spec.expert_attention import ExpertAttentionSpec
 from moesaic.models.spec.feed_forward import DenseSpec, MoESpec
 from moesaic.models.spec.latent import LatentAttentionSpec
-from moesaic.models.spec.recurrent import GatedDeltaSpec, ShortConvSpec
+from moesaic.models.spec.recurrent import RecurrentSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class NormSpec:
 
 
 # What mixes tokens; further kinds join with `|`.
-MixerSpec = AttentionSpec | ExpertAttentionSpec | GatedDeltaSpec | LatentAttentionSpec | ShortConvSpec
+MixerSpec = AttentionSpec | ExpertAttentionSpec | LatentAttentionSpec | RecurrentSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,24 +43,33 @@ class LayerSpec:
     """One decoder layer: attention and feed-forward, each added to the residual.
 
     Attributes:
-        attention: whatever mixes tokens.
+        attention: whatever mixes tokens; None where the layer is a feed-forward alone.
+        ffn: None where the layer only mixes tokens.
         norms: "pre" norms what each is given; "post" what each gives; "sandwich" both; "ffn_sandwich" what each is
-            given and what the feed-forward gives; "parallel" gives both the same norm of the residual.
+            given and what the feed-forward gives; "parallel" gives both the same norm of the residual; with "residual"
+            the norm of what each is given is the residual from there on.
+        attention_shares, ffn_shares: factors of the residual and of what each gives, where "residual" norms add them.
         norm: of this layer, where it is not the model's.
         shortcut: experts beside a dense feed-forward, which are given the same; what they give joins the residual
             stream behind the next layer's feed-forward (ScMoE, Cai et al. 2024, https://arxiv.org/abs/2404.05019).
         scalar: a learned number multiplies the residual stream after the layer.
     """
 
-    attention: MixerSpec
-    ffn: DenseSpec | MoESpec
-    norms: Literal["pre", "post", "sandwich", "ffn_sandwich", "parallel"] = "pre"
+    attention: MixerSpec | None
+    ffn: DenseSpec | MoESpec | None
+    norms: Literal["pre", "post", "sandwich", "ffn_sandwich", "parallel", "residual"] = "pre"
+    attention_shares: tuple[float, float] = (1.0, 1.0)
+    ffn_shares: tuple[float, float] = (1.0, 1.0)
     norm: NormSpec | None = None
     shortcut: MoESpec | None = None
     scalar: bool = False
 
     def __post_init__(self) -> None:
-        if self.shortcut is not None and (isinstance(self.ffn, MoESpec) or self.norms == "parallel"):
+        both = self.attention is not None and self.ffn is not None
+        if not both and (self.norms in ("parallel", "residual") or self.attention is self.ffn):
+            raise ConfigError("a layer mixes tokens, or is a feed-forward, or both; these norms are of both")
+        other = isinstance(self.ffn, MoESpec) or not both or self.norms in ("parallel", "residual")
+        if self.shortcut is not None and other:
             raise ConfigError("a layer has experts as its feed-forward or on a shortcut, one after its attention")
 
     @property
@@ -71,11 +80,19 @@ class LayerSpec:
     @property
     def feed_forwards(self) -> list[DenseSpec | MoESpec]:
         """All that a token meets beside attention."""
-        return [self.ffn] if self.shortcut is None else [self.ffn, self.shortcut]
+        return [part for part in (self.ffn, self.shortcut) if part is not None]
+
+    @property
+    def parts(self) -> list[MixerSpec | DenseSpec | MoESpec]:
+        """All that a token meets."""
+        return [*([] if self.attention is None else [self.attention]), *self.feed_forwards]
 
     @property
     def num_norms(self) -> int:
-        return {"pre": 2, "post": 2, "sandwich": 4, "ffn_sandwich": 3, "parallel": 1}[self.norms]
+        if self.norms == "parallel":
+            return 1
+        of_attention, of_ffn = {"sandwich": (2, 2), "ffn_sandwich": (1, 2)}.get(self.norms, (1, 1))
+        return of_attention * (self.attention is not None) + of_ffn * (self.ffn is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,14 +138,14 @@ class ModelSpec:
     def num_parameters(self) -> int:
         """All parameters of the model."""
         size = self.hidden_size
-        parts = (part.num_parameters(size) for la in self.layers for part in (la.attention, *la.feed_forwards))
+        parts = (part.num_parameters(size) for la in self.layers for part in la.parts)
         return self._shared_parameters() + sum(parts)
 
     @property
     def num_active_parameters(self) -> int:
         """Parameters less those of experts that a token is not routed to."""
         size = self.hidden_size
-        parts = (_active(part, size) for la in self.layers for part in (la.attention, *la.feed_forwards))
+        parts = (_active(part, size) for la in self.layers for part in la.parts)
         return self._shared_parameters() + sum(parts)
 
     def _shared_parameters(self) -> int:

@@ -22,6 +22,14 @@ class ShortConvSpec:
     def __post_init__(self) -> None:
         require_positive(self, "width")
 
+    def projections(self, hidden_size: int) -> list[tuple[int, int]]:
+        """Outputs and inputs of the matrices."""
+        return [(3 * hidden_size, hidden_size), (hidden_size, hidden_size)]
+
+    def state_numbers(self, hidden_size: int) -> int:
+        """Numbers kept of a sequence."""
+        return (self.width - 1) * hidden_size
+
     def num_parameters(self, hidden_size: int) -> int:
         """Weights and biases of this mixer."""
         return hidden_size * (4 * hidden_size + self.width + 5 * self.bias)
@@ -72,20 +80,151 @@ class GatedDeltaSpec:
         """Decays of a token."""
         return self.num_heads * (self.key_dim if self.decay == "channel" else 1)
 
-    @property
-    def state_size(self) -> int:
-        """Numbers in all matrices of a sequence."""
-        return self.num_heads * self.key_dim * self.value_dim
-
-    def matrix_size(self, hidden_size: int) -> int:
-        """Weights of the projections."""
-        plain = 2 * self.key_size + 2 * self.value_size + self.num_heads
+    def projections(self, hidden_size: int) -> list[tuple[int, int]]:
+        """Outputs and inputs of the matrices."""
+        mixed, last = 2 * self.key_size + self.value_size, (hidden_size, self.value_size)
         if self.rank is None:
-            return hidden_size * (plain + self.value_size + self.num_decays)
-        low = self.rank * (2 * hidden_size + self.value_size + self.num_decays)
-        return hidden_size * plain + low
+            return [(mixed + self.value_size + self.num_heads + self.num_decays, hidden_size), last]
+        low = [(self.num_decays, self.rank), (self.value_size, self.rank)]
+        return [(mixed + self.num_heads + 2 * self.rank, hidden_size), *low, last]
+
+    def state_numbers(self, hidden_size: int) -> int:
+        """Numbers kept of a sequence."""
+        conv = (self.conv_width - 1) * (2 * self.key_size + self.value_size)
+        return conv + self.num_heads * self.key_dim * self.value_dim
 
     def num_parameters(self, hidden_size: int) -> int:
         """Weights of this mixer."""
         conv = (2 * self.key_size + self.value_size) * self.conv_width
-        return self.matrix_size(hidden_size) + conv + self.num_heads + self.num_decays + self.value_dim
+        matrices = sum(rows * cols for rows, cols in self.projections(hidden_size))
+        return matrices + conv + self.num_heads + self.num_decays + self.value_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mamba2Spec:
+    """Mamba 2 (Dao and Gu 2024): what is read of a head's matrix is gated, then normed by group.
+
+    Attributes:
+        num_heads, head_dim: of what is taken in, each with a matrix [state_size, head_dim].
+        num_groups: heads that share where they write and read (B and C), and a norm.
+        conv_width: tokens that the convolution reaches, its own included.
+        bias, conv_bias: whether the projections, and the convolution, add one.
+        step_limits: bounds of a head's step.
+    """
+
+    num_heads: int
+    head_dim: int
+    state_size: int
+    num_groups: int
+    conv_width: int
+    bias: bool = False
+    conv_bias: bool = True
+    step_limits: tuple[float, float] = (0.0, float("inf"))
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_heads", "head_dim", "state_size", "num_groups", "conv_width")
+        if self.num_heads % self.num_groups:
+            raise ConfigError(f"{self.num_heads} heads do not make {self.num_groups} equal groups")
+
+    @property
+    def inner_size(self) -> int:
+        """Numbers in all heads."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def group_size(self) -> int:
+        """Numbers in B, or C, of all groups."""
+        return self.num_groups * self.state_size
+
+    def projections(self, hidden_size: int) -> list[tuple[int, int]]:
+        """Outputs and inputs of the matrices."""
+        outputs = 2 * self.inner_size + 2 * self.group_size + self.num_heads
+        return [(outputs, hidden_size), (hidden_size, self.inner_size)]
+
+    def state_numbers(self, hidden_size: int) -> int:
+        """Numbers kept of a sequence."""
+        conv = (self.conv_width - 1) * (self.inner_size + 2 * self.group_size)
+        return conv + self.num_heads * self.head_dim * self.state_size
+
+    def num_parameters(self, hidden_size: int) -> int:
+        """Weights and biases of this mixer."""
+        (outputs, _), _ = shapes = self.projections(hidden_size)
+        matrices = sum(rows * cols for rows, cols in shapes) + (outputs + hidden_size) * self.bias
+        conv = (self.inner_size + 2 * self.group_size) * (self.conv_width + self.conv_bias)
+        return matrices + conv + 3 * self.num_heads + self.inner_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class MambaSpec:
+    """Mamba (Gu and Dao 2023) with norms of steps, B and C (Jamba, Lieber et al. 2024).
+
+    Attributes:
+        inner_size: channels, each with a state of state_size numbers.
+        step_rank: steps come from a projection through so few numbers.
+        conv_width: tokens that the convolution reaches, its own included.
+        bias, conv_bias: whether the projections in and out, and the convolution, add one.
+    """
+
+    inner_size: int
+    state_size: int
+    step_rank: int
+    conv_width: int
+    bias: bool = False
+    conv_bias: bool = True
+
+    def __post_init__(self) -> None:
+        require_positive(self, "inner_size", "state_size", "step_rank", "conv_width")
+
+    def projections(self, hidden_size: int) -> list[tuple[int, int]]:
+        """Outputs and inputs of the matrices."""
+        inner, rank = self.inner_size, self.step_rank
+        return [(2 * inner, hidden_size), (rank + 2 * self.state_size, inner), (inner, rank), (hidden_size, inner)]
+
+    def state_numbers(self, hidden_size: int) -> int:
+        """Numbers kept of a sequence."""
+        return self.inner_size * (self.conv_width - 1 + self.state_size)
+
+    def num_parameters(self, hidden_size: int) -> int:
+        """Weights and biases of this mixer."""
+        inner, norms = self.inner_size, self.step_rank + 2 * self.state_size
+        matrices = sum(rows * cols for rows, cols in self.projections(hidden_size))
+        biases = (2 * inner + hidden_size) * self.bias + inner
+        return matrices + biases + norms + inner * (self.conv_width + self.conv_bias + self.state_size + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearAttentionSpec:
+    """Linear attention whose matrices fade by a fixed share (lightning attention, Qin et al. 2024; MiniMax-01, 2025).
+
+    Queries, keys and values pass through silu; what heads give is normed together and gated by sigmoids.
+
+    Attributes:
+        decays: what each head keeps from token to token.
+    """
+
+    num_heads: int
+    head_dim: int
+    decays: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_heads", "head_dim")
+
+    @property
+    def size(self) -> int:
+        """Numbers in all heads."""
+        return self.num_heads * self.head_dim
+
+    def projections(self, hidden_size: int) -> list[tuple[int, int]]:
+        """Outputs and inputs of the matrices."""
+        return [(4 * self.size, hidden_size), (hidden_size, self.size)]
+
+    def state_numbers(self, hidden_size: int) -> int:
+        """Numbers kept of a sequence."""
+        return self.size * self.head_dim
+
+    def num_parameters(self, hidden_size: int) -> int:
+        """Weights of this mixer."""
+        return sum(rows * cols for rows, cols in self.projections(hidden_size)) + self.size
+
+
+RecurrentSpec = ShortConvSpec | GatedDeltaSpec | Mamba2Spec | MambaSpec | LinearAttentionSpec
