@@ -17,7 +17,7 @@ class LinearAttention(Layer):
     def __init__(self, ctx: BuildContext, spec: LinearAttentionSpec, hidden_size: int, norm: NormSpec) -> None:
         super().__init__()
         self.spec = spec
-        self.norm_eps = norm.eps
+        self.norm_eps = spec.norm_eps
         self.qkv = ActivatedLinear(hidden_size, {"q": spec.size, "k": spec.size, "v": spec.size}, "silu", ctx=ctx)
         self.gate = ColumnParallelLinear(hidden_size, spec.size, ctx=ctx.under("gate"))
         self.norm_weight = ctx.parameter(spec.size)

@@ -200,11 +200,13 @@ class LinearAttentionSpec:
 
     Attributes:
         decays: what each head keeps from token to token.
+        norm_eps: of the norm of what heads give.
     """
 
     num_heads: int
     head_dim: int
     decays: tuple[float, ...]
+    norm_eps: float
 
     def __post_init__(self) -> None:
         require_positive(self, "num_heads", "head_dim")
