@@ -99,3 +99,12 @@ typedef struct {
 } moesaic_paged_attention_args;
 
 MOESAIC_API void moesaic_paged_attention(const moesaic_paged_attention_args* args);
+
+// The same to the top_k keys with the highest scores alone, of each query and head; among equal ones the earliest. Not
+// for latent caches.
+typedef struct {
+    moesaic_paged_attention_args attention;
+    int64_t top_k;
+} moesaic_sparse_attention_args;
+
+MOESAIC_API void moesaic_sparse_attention(const moesaic_sparse_attention_args* args);

@@ -264,6 +264,37 @@ def test_prepare_qkv(isa, kind, options):
     torch.testing.assert_close(out, expected, rtol=0.02, atol=0.02 if kind is not torch.float32 else 1e-5)
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("block_size", [1, 16, 32, 40])
+@pytest.mark.parametrize(
+    "options",
+    [{"top_k": 1}, {"top_k": 7}, {"top_k": 20, "window": 33}, {"top_k": 11, "softcap": 1.5}, {"top_k": 10_000}],
+    ids=str,
+)
+def test_the_best_keys_alone(isa, kind, block_size, options):
+    case = Case(spec_of(kind, value_dim=24), block_size, LENS, heads=6)
+    for sinks in (None, torch.randn(6)):
+        outs = [case.attend(MIX, module=module, sinks=sinks, **options) for module in (cpu, oracle)]
+        torch.testing.assert_close(*outs, rtol=1e-4, atol=5e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_of_equal_keys_the_earliest_are_the_best(isa, kind):
+    case = Case(spec_of(kind), 16, [50], heads=2)
+    case.queries = [torch.zeros(50, 2, 16)]
+    out, expected = (case.attend([(0, 0, 50)], module=module, top_k=3) for module in (cpu, oracle))
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out[2:], out[2:3].expand(48, 2, 16), rtol=0, atol=0)
+
+
+def test_a_row_to_its_best_keys_is_the_same_alone_in_a_batch_and_in_chunks(isa):
+    case = Case(spec_of(torch.bfloat16), 16, [70, 9], heads=4)
+    whole = case.attend([(0, 0, 70), (1, 0, 9)], top_k=6)
+    assert torch.equal(case.attend([(0, 0, 33)], top_k=6), whole[:33])
+    assert torch.equal(case.attend([(1, 8, 9), (0, 33, 70)], top_k=6)[1:], whole[33:70])
+    assert torch.equal(case.attend([(1, 8, 9)], top_k=6), whole[78:])
+
+
 def test_what_cannot_be_served_is_refused(isa):
     with pytest.raises(ValueError, match="not torch.float64"):
         cpu.new_cache(spec_of(torch.float64), 1, 16)
@@ -277,6 +308,8 @@ def test_what_cannot_be_served_is_refused(isa):
         cpu.paged_attention(torch.empty(5, 3, 16), case.cache, plan, 1.0)
     with pytest.raises(ValueError, match="sinks"):
         cpu.paged_attention(torch.empty(5, 2, 16), case.cache, plan, 1.0, sinks=torch.zeros(3))
+    with pytest.raises(ValueError, match="best 0 keys"):
+        cpu.paged_attention(torch.empty(5, 2, 16), case.cache, plan, 1.0, top_k=0)
     with pytest.raises(ValueError, match="contiguous"):
         cpu.paged_attention(torch.empty(5, 2, 32)[..., ::2], case.cache, plan, 1.0)
     with pytest.raises(ValueError, match="does not turn"):

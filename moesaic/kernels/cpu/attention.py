@@ -113,6 +113,12 @@ class Attend(ctypes.Structure):
     )
 
 
+class SparseAttend(Attend):
+    """`moesaic_sparse_attention_args`."""
+
+    _fields_ = (("top_k", ctypes.c_int64),)
+
+
 class Temperature(ctypes.Structure):
     """`moesaic_query_temperature_args`."""
 
@@ -127,6 +133,7 @@ class Temperature(ctypes.Structure):
 
 
 _ROPE_TABLE, _PREPARE, _ATTEND = Kernel("rope_table"), Kernel("prepare_qkv"), Kernel("paged_attention")
+_SPARSE_ATTEND = Kernel("sparse_attention")
 _TEMPERATURE = Kernel("query_temperature")
 
 
@@ -404,8 +411,9 @@ def paged_attention(
     scale: float,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    top_k: int | None = None,
 ) -> Tensor:
-    """Causal attention to the cached tokens: `[T, heads, D]` fp32 -> `[T, heads, Dv]`."""
+    """Causal attention to the cached tokens, or to each query's best: `[T, heads, D]` fp32 -> `[T, heads, Dv]`."""
     num_tokens, heads, dim = query.shape
     spec = cache.spec
     if num_tokens != plan.num_tokens or dim != spec.head_dim or heads % spec.num_kv_heads:
@@ -415,9 +423,11 @@ def paged_attention(
         )
     if sinks is not None and sinks.shape != (heads,):
         raise ValueError(f"sinks are {list(sinks.shape)}, for {heads} heads")
+    if top_k is not None and (top_k < 1 or spec.latent):
+        raise ValueError(f"attention to the best {top_k} keys of a {'latent' if spec.latent else 'plain'} cache")
     out = torch.empty(num_tokens, heads, spec.value_size)
     rows = ctypes.c_int64(num_tokens)
-    arguments = Attend(
+    arguments = (
         ctypes.addressof(rows),
         ctypes.addressof(plan.num_seqs),
         pointer(query),
@@ -435,5 +445,8 @@ def paged_attention(
         softcap or 0.0,
         plan.kind == "chunked",
     )
-    _ATTEND(arguments)
+    if top_k is None:
+        _ATTEND(Attend(*arguments))
+    else:
+        _SPARSE_ATTEND(SparseAttend(*arguments, top_k))
     return out

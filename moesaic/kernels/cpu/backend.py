@@ -110,8 +110,6 @@ def _attention(case: Case) -> str | None:
     kinds = ("torch.float32", "torch.float16", "torch.bfloat16", "torch.int8")
     if case.weights not in kinds:
         return f"its KV cache is not kept in {case.weights.removeprefix('torch.')}"
-    if case.option("top_k") is not None:
-        return "attention to the best keys alone is not implemented"
     latent = case.option("latent_dim")
     return f"it reads latents of a multiple of 16 numbers, not of {latent}" if latent and latent % 16 else None
 
