@@ -71,9 +71,9 @@ class KVManager:
         if self.whole_prompts:
             return len(seq.token_ids) - start
         num_tokens = min(len(seq.token_ids) - start, budget)
-        if self.states is None or not self.states.enabled:
-            return num_tokens
-        return min(num_tokens, self.states.tokens_to_boundary(start, seq.prompt_len))
+        if self.states is not None and self.states.enabled:
+            return min(num_tokens, self.states.tokens_to_boundary(start, seq.prompt_len))
+        return num_tokens
 
     def room_for(self, seq: Sequence, prefix: list[int], num_tokens: int) -> bool:
         """Whether the blocks for `num_tokens` tokens after `prefix` are free, and a slot for the state."""
@@ -106,18 +106,14 @@ class KVManager:
 
     def save_state(self, seq: Sequence, position: int) -> None:
         """Have the state after this step saved if the step takes the sequence to a `position` where that is done."""
-        states = self.states
-        if states is not None and states.enabled and states.is_boundary(position, seq.prompt_len):
+        if self.states is not None and self.states.is_boundary(position, seq.prompt_len):
             self._extend_hashes(seq, position // self.block_size)
-            states.save(seq, seq.block_hashes[position // self.block_size - 1])
+            self.states.save(seq, seq.block_hashes[position // self.block_size - 1])
 
-    def commit(self, seq: Sequence, computed: bool) -> None:
-        """Offer the blocks that are now full, and the state that was saved, to later prompts, unless the step that was
-        to fill them failed (not `computed`)."""
+    def commit(self, seq: Sequence) -> None:
+        """Offer the blocks that are now full and computed, and the state that was saved, to later prompts."""
         if self.states is not None:
-            self.states.settle(seq, computed)
-        if not computed:
-            return
+            self.states.settle(seq, computed=True)
         full = seq.num_computed // self.block_size
         if not self.cache.enabled or full <= seq.num_committed:
             return
@@ -125,6 +121,11 @@ class KVManager:
         for i in range(seq.num_committed, full):
             self.cache.insert(seq.block_hashes[i], seq.block_ids[i])
         seq.num_committed = full
+
+    def discard(self, seq: Sequence) -> None:
+        """The step of a sequence failed: offer nothing of what it was to compute."""
+        if self.states is not None:
+            self.states.settle(seq, computed=False)
 
     def _extend_hashes(self, seq: Sequence, num_blocks: int) -> None:
         extend_hashes(seq.block_hashes, seq.token_ids, num_blocks, self.block_size, seq.request.cache_salt)

@@ -111,6 +111,8 @@ class Scheduler:
             self._admit_waiting(plan, budget)
         plan.gone, self._gone = self._gone, []
         if self.kv.states is not None:
+            for item in plan.advance:  # last, so that checkpoints take what slots sequences leave
+                self.kv.save_state(self._by_id[item.seq_id], item.start + item.num_tokens)
             plan.restores, plan.saves = self.kv.states.take_copies()
         return plan
 
@@ -125,11 +127,12 @@ class Scheduler:
             if seq.status is not SequenceStatus.RUNNING or budget == 0:
                 break  # it was preempted for one before it, and so was every one after it
             fair = max(1, budget - (len(running) - i - 1))
-            num_tokens = self.kv.chunk(seq, seq.num_computed, fair)
+            last = seq.num_computed + 1 == len(seq.token_ids)
+            num_tokens = 1 if last else self.kv.chunk(seq, seq.num_computed, fair)
             new_blocks = self._grow(seq, num_tokens)
             if new_blocks is None:
                 break
-            self._advance(plan, seq, num_tokens, new_blocks)
+            plan.advance.append(_advance(seq, num_tokens, new_blocks))
             budget -= num_tokens
         return budget
 
@@ -157,14 +160,8 @@ class Scheduler:
             blocks = self.kv.grow(seq, num_tokens)
             assert blocks is not None, "room_for promised them"
             plan.new.append(_introduce(seq))
-            self._advance(plan, seq, num_tokens, prefix + blocks)
+            plan.advance.append(_advance(seq, num_tokens, prefix + blocks))
             budget = max(0, budget - num_tokens)
-
-    def _advance(self, plan: StepPlan, seq: Sequence, num_tokens: int, new_blocks: list[int]) -> None:
-        end = seq.num_computed + num_tokens
-        self.kv.save_state(seq, end)
-        samples = end == len(seq.token_ids)
-        plan.advance.append(Advance(seq.seq_id, seq.num_computed, num_tokens, new_blocks, samples))
 
     def _start(self, seq: Sequence, prefix: list[int]) -> None:
         self.waiting.remove(seq)
@@ -212,13 +209,16 @@ class Scheduler:
     def update(self, plan: StepPlan, result: StepResult) -> list[SequenceUpdate]:
         """Append sampled tokens, finish what ended, free its blocks; returns what clients should hear."""
         starts = {}
-        failed = {answer.seq_id for answer in result.sampled if answer.error is not None}
+        failed = [answer.seq_id for answer in result.sampled if answer.error is not None]
         for item in plan.advance:
             seq = self._by_id[item.seq_id]
             seq.num_computed += item.num_tokens
             starts[item.seq_id] = item.start
             self.stats.computed_tokens_total += item.num_tokens
-            self.kv.commit(seq, computed=item.seq_id not in failed)
+            if item.seq_id in failed:
+                self.kv.discard(seq)
+            else:
+                self.kv.commit(seq)
         return [self._book(self._by_id[s.seq_id], s, starts[s.seq_id]) for s in result.sampled]
 
     def _book(self, seq: Sequence, sampled: Sampled, start: int) -> SequenceUpdate:
@@ -290,6 +290,11 @@ class Scheduler:
         assert self.kv.states is None or all(seq.state_slot >= 0 for seq in self.running)
         for seq in self.running:
             assert len(seq.block_ids) == self.kv.blocks_for(seq.num_computed), "a running sequence holds spare blocks"
+
+
+def _advance(seq: Sequence, num_tokens: int, new_blocks: list[int]) -> Advance:
+    samples = seq.num_computed + num_tokens == len(seq.token_ids)
+    return Advance(seq.seq_id, seq.num_computed, num_tokens, new_blocks, samples)
 
 
 def _introduce(seq: Sequence) -> NewSequence:

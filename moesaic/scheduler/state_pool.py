@@ -60,7 +60,9 @@ class StatePool:
 
     def is_boundary(self, position: int, prompt_len: int) -> bool:
         """Whether the state before the token at `position` is saved."""
-        return position > 0 and (position % self.interval == 0 or position == self._prompt_end(prompt_len))
+        if not self.enabled or position == 0:
+            return False
+        return position % self.interval == 0 or position == self._prompt_end(prompt_len)
 
     def _prompt_end(self, prompt_len: int) -> int:
         """The last block boundary from which the same prompt could be taken up: a token is left to compute."""

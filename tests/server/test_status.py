@@ -25,7 +25,8 @@ def test_health_version_metrics(client):
     client.post("/v1/completions", json={"prompt": "x"})
     metrics = client.get("/metrics")
     assert metrics.headers["content-type"].startswith("text/plain")
-    assert "moesaic_kv_blocks_used 0.0" in metrics.text
+    for gauge in ("kv_blocks_used", "state_slots_used", "state_checkpoints", "state_slots"):
+        assert f"moesaic_{gauge} 0.0" in metrics.text
 
 
 def test_schema_names_the_bodies(client):
