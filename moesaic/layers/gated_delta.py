@@ -70,7 +70,8 @@ class GatedDelta(Layer):
         """Projections by their own names: that some are one product is no one else's business."""
         for name, view in super().named_views():
             yield name.removeprefix("inputs.").removeprefix("controls."), view
-        yield "rate", self.rate.data
+        rate = self.rate.data  # by channel, checkpoints hold it as what it is spread over
+        yield "rate", rate if self.spec.decay == "head" else rate.view(1, 1, -1, 1)
         yield "decay_bias", self.decay_bias.data
         yield "norm.weight", self.norm_weight.data
 
