@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from tests.families import gated, recurrent
+from tests.families import gated, hybrid, recurrent
 
 VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 CONFIGS: dict[str, dict[str, Any]] = {
+    "gemma4": {**hybrid.CONFIGS["gemma4_text"], "pad_token_id": 1},
     "llama4": gated.CONFIGS["llama4_text"],
     "qwen3_5_moe": recurrent.CONFIGS["qwen3_5_moe_text"],
     "step3p7": {
@@ -27,6 +28,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 MULTIMODAL: dict[str, dict[str, Any]] = {
+    "gemma4": {"vision_config": {**VISION, "head_dim": 16, "num_key_value_heads": 2}},
     "llama4": {"vision_config": VISION},
     "qwen3_5_moe": {"vision_config": {"hidden_size": 32, "intermediate_size": 32, "depth": 1, "num_heads": 2}},
     "step3p7": {"vision_config": {"width": 32, "layers": 1, "heads": 2}},

@@ -248,6 +248,7 @@ def test_values_of_their_own_size_count():
 
 
 GEMMA4 = {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0, "num_key_value_heads": 4, "head_dim": 16}
+GEMMA4 |= {"rope_parameters": {"full_attention": {"rope_type": "proportional"}, "sliding_attention": {}}}
 
 
 def test_heads_of_gemma4s_full_layers():
@@ -275,6 +276,8 @@ def test_heads_of_gemma4s_full_layers():
 def test_what_gemma4_leaves_out_is_refused():
     with pytest.raises(ConfigError, match="hidden_size_per_layer_input = 256: inputs of single layers"):
         spec(**{**GEMMA4, "hidden_size_per_layer_input": 256})
+    with pytest.raises(ConfigError, match="rope_parameters = null: must say how each kind of layer rotates"):
+        spec(**{key: value for key, value in GEMMA4.items() if key != "rope_parameters"})
     with pytest.raises(UnsupportedError, match="num_kv_shared_layers = 2 is not supported"):
         spec(**GEMMA4, num_kv_shared_layers=2)
 

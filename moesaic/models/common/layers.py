@@ -108,11 +108,11 @@ def scaled(c: ConfigReader) -> Multipliers:
     )
 
 
-def overrides_of_layers(c: ConfigReader, *keys: str) -> list[dict[str, int]] | None:
+def overrides_of_layers(c: ConfigReader, **keys: str) -> list[dict[str, int]] | None:
     """What `per_layer_config` says of each layer; None where the config has none.
 
     Args:
-        keys: what may differ from layer to layer: positive numbers.
+        keys: what may differ from layer to layer, positive numbers, and what each is called in the result.
     """
     given: dict[str, Any] | None = c.read(dict | None, "per_layer_config", absent=None)
     if given is None:
@@ -120,11 +120,12 @@ def overrides_of_layers(c: ConfigReader, *keys: str) -> list[dict[str, int]] | N
     for layer, values in given.items():
         if not (layer.isdecimal() and int(layer) < num_layers(c) and isinstance(values, dict)):
             raise c.error("per_layer_config", f"must map the numbers of {num_layers(c)} layers to objects")
-        if unknown := values.keys() - set(keys):
+        if unknown := values.keys() - keys.keys():
             raise UnsupportedError(f"{c.path}: {unknown_name('key in per_layer_config', min(unknown), keys)}")
         if any(type(value) is not int or value < 1 for value in values.values()):
             raise c.error("per_layer_config", "must hold positive numbers")
-    return [given.get(str(layer), {}) for layer in range(num_layers(c))]
+    of_layers = (given.get(str(layer), {}) for layer in range(num_layers(c)))
+    return [{keys[key]: value for key, value in values.items()} for values in of_layers]
 
 
 def num_layers(c: ConfigReader) -> int:
