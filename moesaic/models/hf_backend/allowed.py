@@ -32,25 +32,28 @@ class Allowed:
 
 
 _PACKED = """
-    AfmoeForCausalLM AriaTextForCausalLM AXK1ForCausalLM BeamForCausalLM DeepseekOcr2ForConditionalGeneration
-    DeepseekV2ForCausalLM DeepseekV3ForCausalLM Ernie4_5_VLMoeForConditionalGeneration FlintForCausalLM
-    Gemma4ForCausalLM Glm4MoeLiteForCausalLM Glm4vMoeForConditionalGeneration GraniteMoeSWAForCausalLM HYV3ForCausalLM
+    AXK1ForCausalLM AfmoeForCausalLM AriaForConditionalGeneration AriaTextForCausalLM BeamForCausalLM
+    DeepseekOcr2ForConditionalGeneration DeepseekV2ForCausalLM DeepseekV3ForCausalLM
+    Ernie4_5_VLMoeForConditionalGeneration FlintForCausalLM Gemma4ForCausalLM Gemma4ForConditionalGeneration
+    Glm4MoeLiteForCausalLM Glm4vMoeForConditionalGeneration GraniteMoeSWAForCausalLM HYV3ForCausalLM
     Kolibri1ForCausalLM LagunaForCausalLM MellumForCausalLM MiMoV2FlashForCausalLM Mistral4ForCausalLM
-    PhimoeForCausalLM Qwen3VLMoeForConditionalGeneration SolarOpenForCausalLM
+    PhimoeForCausalLM Qwen3OmniMoeThinkerForConditionalGeneration Qwen3VLMoeForConditionalGeneration
+    SolarOpenForCausalLM
 """
 _PACKED_THEIR_EXPERTS = """
     DbrxForCausalLM JetMoeForCausalLM LongcatFlashForCausalLM MuseSparkForConditionalGeneration
     Step3p7ForConditionalGeneration
 """
 _REQUEST = """
-    AXK2ForCausalLM BailingHybridForCausalLM DeepseekV32ForCausalLM Dots3NoteForCausalLM GlmMoeDsaForCausalLM
-    GraniteMoeHybridForCausalLM JambaForCausalLM KimiLinearForCausalLM Lfm2MoeForCausalLM MiniMaxForCausalLM
-    MiniMaxM3VLForCausalLM NemotronHForCausalLM Qwen3NextForCausalLM Qwen3_5MoeForCausalLM Qwen4ExpForCausalLM
-    ZayaForCausalLM
+    AXK2ForCausalLM BailingHybridForCausalLM DeepseekV32ForCausalLM Dots3NoteForCausalLM
+    Dots3NoteForConditionalGeneration GlmMoeDsaForCausalLM GraniteMoeHybridForCausalLM InklingForCausalLM
+    JambaForCausalLM KimiLinearForCausalLM Lfm2MoeForCausalLM MiniMaxForCausalLM MiniMaxM3VLForCausalLM
+    MiniMaxM3SparseForConditionalGeneration NemotronHForCausalLM Qwen3NextForCausalLM Qwen3_5MoeForCausalLM
+    Qwen4ExpForCausalLM Qwen4ExpForConditionalGeneration ZayaForCausalLM
 """
 _REQUEST_THEIR_EXPERTS = """
-    DeepseekV4ForCausalLM Glm5NextForConditionalGeneration HYV4ForCausalLM Inkling2ForCausalLM Llama4ForCausalLM
-    MistralLarge4ForConditionalGeneration
+    DeepseekV4ForCausalLM Glm5NextForConditionalGeneration HYV4ForCausalLM Inkling2ForCausalLM
+    Inkling2ForConditionalGeneration Llama4ForCausalLM MistralLarge4ForConditionalGeneration
 """
 
 ALLOWED: dict[str, Allowed] = {
