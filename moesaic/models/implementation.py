@@ -5,7 +5,7 @@ from typing import Any
 
 from moesaic.core.errors import UnsupportedError, nearest
 from moesaic.core.log import get_logger
-from moesaic.models.hf_backend.allowed import ALLOWED, Allowed
+from moesaic.models.hf_backend.allowed import ALLOWED, REFUSED, Allowed
 from moesaic.models.registry import Architecture, ModelRegistry
 
 log = get_logger(__name__)
@@ -27,6 +27,8 @@ def choose_implementation(
     """
     if wanted == "native":
         return ModelRegistry.resolve(config)
+    for name in set(_names(config)) & REFUSED.keys() - ModelRegistry.get_supported_archs():
+        raise UnsupportedError(f"architecture {name!r} is not served: {REFUSED[name]}")
     entry = next((ALLOWED[name] for name in _names(config) if name in ALLOWED), None)
     if wanted == "auto":
         try:

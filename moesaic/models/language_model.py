@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from moesaic.core.batch import Batch
+from moesaic.core.step import NewSequence
 from moesaic.experts.stats import ExpertStats
 from moesaic.layers.base import Layer
 from moesaic.layers.kv_cache import Cache, CacheSpec
@@ -42,6 +43,9 @@ class LanguageModel(Layer):
     def cache_specs(self) -> list[CacheSpec]:
         """What the layers keep of tokens and of sequences, layer after layer."""
         raise NotImplementedError
+
+    def meet(self, sequences: Iterable[NewSequence]) -> None:
+        """Sequences have come: all that is kept of them will lie in the caches."""
 
     def forget(self, seq_ids: Iterable[int]) -> None:
         """Nothing: a sequence's state is in the caches, which the scheduler hands out."""

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from moesaic.core.batch import Batch
+from moesaic.core.step import NewSequence
 from moesaic.layers.kv_cache import CacheSpec
 
 
@@ -33,6 +34,9 @@ class ServedModel(Protocol):
 
     def weight_bytes(self) -> int:
         """Memory of its weights."""
+
+    def meet(self, sequences: Iterable[NewSequence]) -> None:
+        """Sequences have come, or come back after a preemption."""
 
     def forget(self, seq_ids: Iterable[int]) -> None:
         """Sequences have left: they finished, or are computed anew."""

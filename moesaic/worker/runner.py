@@ -34,6 +34,8 @@ class Runner:
         self.table.apply(plan)
         if plan.gone:
             self.model.forget(plan.gone)
+        if plan.new:
+            self.model.meet(plan.new)
         if not plan.advance:
             return StepResult([], 0.0)
         batch = self.table.batch(plan.advance)

@@ -471,6 +471,15 @@ TEXT: dict[str, dict[str, Any]] = {
 }
 
 TEXT |= {
+    "unlimited_ocr": {
+        **_THREE,
+        "n_routed_experts": 8,
+        "head_dim": 16,
+        "num_key_value_heads": 4,
+        "mlp_layer_types": _DENSE_FIRST,
+        "sliding_window": 6,
+        "layer_types": ["reference_sliding_attention"] * 3,
+    },
     "aria": CONFIGS["aria_text"],
     "dots3_note": CONFIGS["dots3_note_text"],
     "gemma4": {**CONFIGS["gemma4_text"], "pad_token_id": 0},
@@ -544,6 +553,7 @@ TOWERS: dict[str, dict[str, Any]] = {
         },
     },
     "qwen4_exp": {"vision_config": {**_QWEN_TOWER, "num_position_embeddings": 16}},
+    "unlimited_ocr": {"vision_config": {"sam_config": _SAM, "encoder_config": {**_ENCODER, "image_size": 28}}},
 }
 FAMILIES = {  # architecture -> model type of its tiny config
     "AXK1ForCausalLM": "axk1",
@@ -602,6 +612,7 @@ FAMILIES = {  # architecture -> model type of its tiny config
     "Qwen4ExpForConditionalGeneration": "qwen4_exp",
     "SolarOpenForCausalLM": "solar_open",
     "Step3p7ForConditionalGeneration": "step3p7",
+    "UnlimitedOcrForConditionalGeneration": "unlimited_ocr",
     "ZayaForCausalLM": "zaya",
 }
 

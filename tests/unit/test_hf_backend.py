@@ -66,6 +66,11 @@ def test_an_architecture_that_is_not_on_the_list():
         choose(["NemotronForCausalLM"], wanted="transformers")
 
 
+def test_an_architecture_that_is_refused_for_a_reason():
+    with pytest.raises(UnsupportedError, match="'DogeForCausalLM' is not served: its experts are chosen by"):
+        choose(["DogeForCausalLM"])
+
+
 def test_remote_code_is_named_and_not_run(tmp_path):
     config = {"auto_map": {"AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}}
     with pytest.raises(UnsupportedError, match=r"class MineForCausalLM in modeling_mine\.py.*--trust-remote-code"):

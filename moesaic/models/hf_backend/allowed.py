@@ -19,6 +19,8 @@ class Allowed:
             a sequence, prompts computed whole, nothing found in the prefix cache.
         experts: whether our kernels compute the experts, or transformers' own code.
         attention: transformers' attention where the mode is "request"; None for its own choice.
+        resumes: "replayed" where a model treats its output otherwise than a prompt: after a preemption, the output is
+            computed again token by token.
         remarks: limits, for people.
         remote: the class that `auto_map` names, where the folder's own code computes.
     """
@@ -27,10 +29,15 @@ class Allowed:
     mode: Mode
     experts: Literal["ours", "transformers"] = "ours"
     attention: str | None = None
+    resumes: Literal["whole", "replayed"] = "whole"
     remarks: str = ""
     remote: str = ""
 
 
+REFUSED = {  # known, tried, and not served; with the reason
+    "DogeForCausalLM": "its experts are chosen by scores of other tokens, so what it computes of a token depends on "
+    "how many others are computed with it, in transformers too",
+}
 _PACKED = """
     AXK1ForCausalLM AfmoeForCausalLM AriaForConditionalGeneration AriaTextForCausalLM BeamForCausalLM
     DeepseekOcr2ForConditionalGeneration DeepseekV2ForCausalLM DeepseekV3ForCausalLM
@@ -61,4 +68,7 @@ ALLOWED: dict[str, Allowed] = {
     **{name: Allowed(name, "packed", experts="transformers") for name in _PACKED_THEIR_EXPERTS.split()},
     **{name: Allowed(name, "request") for name in _REQUEST.split()},
     **{name: Allowed(name, "request", experts="transformers") for name in _REQUEST_THEIR_EXPERTS.split()},
+    "UnlimitedOcrForConditionalGeneration": Allowed(
+        "UnlimitedOcrForConditionalGeneration", "request", resumes="replayed"
+    ),
 }

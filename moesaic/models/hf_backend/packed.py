@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from moesaic.core.batch import Batch
+from moesaic.core.step import NewSequence
 from moesaic.layers.kv_cache import KVCache, KVCacheSpec
 from moesaic.models.hf_backend.attention import PagedAttention
 from moesaic.models.hf_backend.facts import ForeignSpec
@@ -34,6 +35,9 @@ class PackedModel(ForeignModel):
     def cache_specs(self) -> list[KVCacheSpec]:
         """What each attention layer keeps of a token, in the order in which they compute."""
         return self.attention.specs
+
+    def meet(self, sequences: Iterable[NewSequence]) -> None:
+        """Sequences have come: all that is kept of them will lie in the caches."""
 
     def forget(self, seq_ids: Iterable[int]) -> None:
         """Sequences have left: all that was kept of them lies in the caches."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from moesaic.core.batch import Batch
+from moesaic.core.step import NewSequence
 from moesaic.kernels.state_cache import StateCache, StateSpec
 from moesaic.models.hf_backend.facts import ForeignSpec
 from moesaic.models.hf_backend.model import ForeignModel
@@ -67,6 +68,7 @@ class RequestModel(ForeignModel):
     def __init__(self, model: Any, spec: ForeignSpec, wanted: str) -> None:
         super().__init__(model, spec, wanted)
         self._kept: dict[int, _Kept] = {}
+        self._prompt_lens: dict[int, int] = {}
         growth, state = self._sizes()
         self._specs = [HeldElsewhere(growth), *([StateElsewhere.of(state)] if state else [])]
 
@@ -77,8 +79,17 @@ class RequestModel(ForeignModel):
         for seq_id, count, length in zip(batch.seq_ids, batch.query_lens_host, batch.seq_lens_host, strict=True):
             rows = slice(row, row + count)
             row += count
-            parts.append(self._advance(seq_id, batch.token_ids[rows], batch.positions[rows], length - count))
+            token_ids, positions = batch.token_ids[rows], batch.positions[rows]
+            for piece in self._pieces(seq_id, count, length):
+                parts.append(self._advance(seq_id, token_ids[piece], positions[piece], length - count + piece.start))
         return torch.cat(parts)
+
+    def _pieces(self, seq_id: int, count: int, length: int) -> list[slice]:
+        """All of a sequence's tokens at once; or its prompt and then each token of its output, where that matters."""
+        prompt = self._prompt_lens.get(seq_id, count)
+        if self.spec.entry.resumes == "whole" or count < length or count <= prompt:
+            return [slice(0, count)]
+        return [slice(0, prompt), *(slice(at, at + 1) for at in range(prompt, count))]
 
     def _advance(self, seq_id: int, token_ids: Tensor, positions: Tensor, start: int) -> Tensor:
         """One sequence's next tokens: its hidden states `[n, hidden]`."""
@@ -94,10 +105,16 @@ class RequestModel(ForeignModel):
         """The accounts of what transformers keeps: for each token, and for each sequence."""
         return list(self._specs)
 
+    def meet(self, sequences: Iterable[NewSequence]) -> None:
+        """Sequences have come: remember where their prompts end."""
+        for new in sequences:
+            self._prompt_lens[new.seq_id] = new.prompt_len
+
     def forget(self, seq_ids: Iterable[int]) -> None:
         """Sequences have left: drop their caches."""
         for seq_id in seq_ids:
             self._kept.pop(seq_id, None)
+            self._prompt_lens.pop(seq_id, None)
 
     @torch.inference_mode()
     def _sizes(self) -> tuple[float, int]:
