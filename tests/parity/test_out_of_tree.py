@@ -1,8 +1,12 @@
 """The two walked-through examples against transformers: logits in batches and chunks, greedy tokens when preempted."""
 
 import pytest
+import torch
 
 from moesaic import LLM, SamplingParams
+from moesaic.core.errors import UnsupportedError
+from moesaic.entrypoints.bench.share import formats_of
+from moesaic.models.class_model import ClassModel
 from tests.out_of_tree import ARCHITECTURES, my_pkg, registrations, rename_architecture  # noqa: F401
 from tests.parity.driver import Driver, load, relative_difference
 from tests.parity.test_families import CHUNKS, TOLERANCE, random_streams, reference_logits
@@ -53,8 +57,9 @@ def test_greedy_tokens(checkpoint, reference, eager):
     assert eager or runner.recorded.program is not None
     counts = engine.executor.model.expert_stats.counts
     assert counts.shape == (3, 8) and (counts.sum(1) == counts.sum(1)[0]).all() and counts.sum() > 0
+    if isinstance(engine.executor.model, ClassModel):
+        with pytest.raises(UnsupportedError, match="MyModelForCausalLM has no spec"):
+            formats_of(llm.llm_engine)
     for prompt, output in zip(prompts, outputs, strict=True):
-        import torch
-
         expected = reference.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0, len(prompt) :]
         assert output.outputs[0].token_ids == expected.tolist()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from moesaic.core.errors import UnsupportedError
 from moesaic.core.formats import WeightFormat
 from moesaic.core.step import StepPlan, StepResult
 from moesaic.engine.llm_engine import LLMEngine
@@ -17,6 +18,7 @@ from moesaic.entrypoints.bench.report import Figure
 from moesaic.experts.store import ExpertPages
 from moesaic.kernels.cpu.packed import PackedMatrix
 from moesaic.layers.kv_cache import KVCacheSpec
+from moesaic.models.spec import ModelSpec
 
 DTYPE_KINDS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 QUANTISED = {"w8": "w8a16", "w4": "w4a16", "w8a8": "w8a8"}  # kinds of weights, as --quantization calls them
@@ -25,8 +27,16 @@ READ_EVERY = 0.25  # seconds between two reads of the bandwidth within a run
 
 
 def formats_of(engine: LLMEngine) -> Formats:
-    """What the engine keeps weights and KV in; of weights that are kept in several ways, the first one's."""
+    """What the engine keeps weights and KV in; of weights that are kept in several ways, the first one's.
+
+    Raises:
+        UnsupportedError: the model is no spec's, so that nobody says what its steps must read and multiply.
+    """
     model = engine.engine.executor.model
+    if not isinstance(model.spec, ModelSpec):
+        raise UnsupportedError(
+            f"{engine.engine.info.architecture} has no spec to compute a floor from; `moesaic bench serve` measures it"
+        )
     found = {place: WeightFormat(DTYPE_KINDS[engine.engine.info.dtype]) for place in PLACES}
     seen: set[str] = set()
     for name, module in model.named_modules():
