@@ -23,7 +23,7 @@ def spec(c: ConfigReader) -> ModelSpec:
     """What the model computes."""
     c.refuse_unless("hidden_act", "silu")
     c.refuse_unless("normalization_function", "rmsnorm")
-    c.ignore("mamba_chunk_size")  # of the reference's way to compute; here it is token by token
+    c.ignore("mamba_chunk_size", "init_method")  # how the reference computes, token by token here; how training began
     rotary = c.read(str | None, "position_embedding_type", absent=None)
     if rotary not in ("rope", "nope", None):
         raise c.error("position_embedding_type", 'must be "rope", "nope" or null')

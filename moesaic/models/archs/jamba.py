@@ -15,7 +15,8 @@ MODEL_TYPE = "jamba"
 def spec(c: ConfigReader) -> ModelSpec:
     """What the model computes."""
     c.ignore("use_mamba_kernels", "use_mambapy", "use_associative_scan")  # ways to compute the same
-    c.ignore("num_logits_to_keep", "calc_logits_for_entire_prompt")
+    c.ignore("num_logits_to_keep", "calc_logits_for_entire_prompt", "n_ctx")
+    c.refuse_unless("mamba_inner_layernorms", True)
     c.refuse_unless("sliding_window", None)
     act = activation(c)
     if act != "silu":
