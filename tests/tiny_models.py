@@ -29,18 +29,28 @@ def tiny_config(family: str, *, tie: bool = False, **overrides: Any) -> Any:
     values = {**COMMON, **CONFIGS[family], "tie_word_embeddings": tie, **overrides}
     values = {key: value for key, value in values.items() if value is not ABSENT}
     if family in MULTIMODAL:
-        return AutoConfig.for_model(family, text_config=values, tie_word_embeddings=tie, **MULTIMODAL[family])
+        beside = dict(MULTIMODAL[family])
+        part = beside.pop("part", None)
+        around = {"text_config": values, "tie_word_embeddings": tie, **beside}
+        # What speaks is left out: it is large, and computes nothing of the text.
+        whole = around if part is None else {f"{part}_config": around, "enable_audio_output": False}
+        return AutoConfig.for_model(family, **whole)
     return AutoConfig.for_model(family, **values)
 
 
 def tiny_reference(family: str, *, seed: int = 0, tie: bool = False, **overrides: Any) -> Any:
     """transformers' own random model in fp32, computing as plainly as it can (eager attention and experts)."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForTextToWaveform
 
     config = tiny_config(family, tie=tie, **overrides)
     plain = family not in MULTIMODAL and type(config) in AutoModelForCausalLM._model_mapping
-    kind = AutoModelForCausalLM if plain else AutoModelForImageTextToText
+    part = MULTIMODAL.get(family, {}).get("part")
+    kind = (
+        AutoModelForCausalLM if plain else AutoModelForImageTextToText if part is None else AutoModelForTextToWaveform
+    )
     model = kind.from_config(config, attn_implementation="eager", experts_implementation="eager")
+    if part is not None:
+        model.forward = getattr(model, part).forward
     return draw(model.float().eval(), seed, stored_less_one=family in STORED_LESS_ONE)
 
 

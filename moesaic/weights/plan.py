@@ -43,7 +43,7 @@ def plan_load(
     Raises:
         CheckpointError: naming everything that is missing, superfluous, misshaped or filled twice, together.
     """
-    book = RuleBook(rules, parameters)
+    book = RuleBook(rules, parameters, tensors)
     places = {name: book.locate(name, shape) for name, shape in parameters.items()}
     expected = _expected_shapes(places)
     surplus = {name for name in tensors if name not in expected and not book.ignored(name)}

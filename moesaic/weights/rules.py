@@ -9,7 +9,7 @@ parameters.
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -72,6 +72,7 @@ class Rule:
         part, parts: the target is the part-th of this many equal parts along the (next) dimension, its own first one.
         interleaved: these parts take turns, instead of one following the other.
         transposed: the source holds the target's transpose.
+        either: `transposed` or not, as the source's shape tells; not, where it tells nothing.
         row: the source is a matrix of one row, which the target is.
         start: the target is the rows of the source from this one on.
         after: the target is the rows of the source that follow those of these parameters; () for the first ones, None
@@ -89,6 +90,7 @@ class Rule:
     parts: int = 1
     interleaved: bool = False
     transposed: bool = False
+    either: bool = False
     row: bool = False
     start: int = 0
     after: tuple[str, ...] | None = None
@@ -125,6 +127,16 @@ class Rule:
             start = self.start + sum(before)
             index.append(slice(start, start + shape[0]))
         return Place(source, tuple(index), stored, view, self.optional)
+
+    def settled(self, name: str, shape: Shape, tensors: Mapping[str, Shape]) -> "Rule":
+        """The same rule, and whether the source of parameter `name` is transposed, as these tensors of a checkpoint
+        have it."""
+        found = _pattern(self.target).fullmatch(name)
+        if found is None or not self.either:
+            return self
+        as_is = shape[0] * self.parts, *shape[1:]
+        stored = tensors.get(self.source.format(**found.groupdict()), as_is)[-len(as_is) :]
+        return replace(self, either=False, transposed=stored != as_is)
 
     def _stored(self, shape: Shape) -> tuple[Shape, View | None]:
         """The shape of what is read for a parameter of `shape`, and how it lies in there."""
@@ -189,6 +201,7 @@ def fused_experts(
     target: str = "layers.{l}.mlp.experts.{e}",
     interleaved: bool = False,
     transposed: bool = False,
+    either: bool = False,
     kind: str = "weight",
 ) -> tuple[Rule, ...]:
     """All experts of a layer stacked: gate over up `[E, 2I, H]`, and down `[E, H, I]`.
@@ -196,13 +209,15 @@ def fused_experts(
     Args:
         interleaved: gate's and up's rows take turns.
         transposed: `[E, H, 2I]` and `[E, I, H]`.
+        either: transposed or not, as the shapes tell.
         kind: "weight", or "bias", of which the last dimension is not there.
     """
-    both = {"stacked": "e", "parts": 2, "interleaved": interleaved, "transposed": transposed}
+    how = {"stacked": "e", "transposed": transposed, "either": either}
+    both = {**how, "parts": 2, "interleaved": interleaved}
     return (
         Rule(gate_up, f"{target}.gate.{kind}", part=0, **both),  # type: ignore[arg-type]
         Rule(gate_up, f"{target}.up.{kind}", part=1, **both),  # type: ignore[arg-type]
-        Rule(down, f"{target}.down.{kind}", stacked="e", transposed=transposed),
+        Rule(down, f"{target}.down.{kind}", **how),  # type: ignore[arg-type]
     )
 
 
@@ -217,11 +232,17 @@ def tied(source: str, target: str) -> Tied:
 
 
 class RuleBook:
-    """A list of rules, asked about one name at a time; names that differ in numbers alone are matched once."""
+    """A list of rules, asked about one name at a time; names that differ in numbers alone are matched once.
 
-    def __init__(self, rules: Iterable[AnyRule], parameters: Mapping[str, Shape] = NONE) -> None:
+    Args:
+        parameters, tensors: shapes of the model's and of the checkpoint's, for rules that depend on them.
+    """
+
+    def __init__(
+        self, rules: Iterable[AnyRule], parameters: Mapping[str, Shape] = NONE, tensors: Mapping[str, Shape] = NONE
+    ) -> None:
         rules = list(rules)
-        self._parameters = parameters
+        self._parameters, self._tensors = parameters, tensors
         self.ties = {r.source: r.target for r in rules if isinstance(r, Tied)}
         self._rules = [r for r in rules if isinstance(r, Rule)]
         self._ignores = [r for r in rules if isinstance(r, Ignore)]
@@ -232,7 +253,8 @@ class RuleBook:
         pattern = numberless(name)
         if pattern not in self._by_pattern:
             self._by_pattern[pattern] = [r for r in self._rules if _pattern(r.target).fullmatch(name)]
-        places = [rule.locate(name, shape, self._parameters) for rule in self._by_pattern[pattern]]
+        rules = [rule.settled(name, shape, self._tensors) for rule in self._by_pattern[pattern]]
+        places = [rule.locate(name, shape, self._parameters) for rule in rules]
         return [place for place in places if place is not None]
 
     def ignored(self, name: str) -> bool:

@@ -2,7 +2,8 @@
 
 A group is a module with `CONFIGS` (family -> keys of transformers' config class), `VARIANTS` (name -> family, keys)
 and, where there are such, `STORED_LESS_ONE`: families whose norms' weights are stored as their difference from 1;
-`MULTIMODAL`: families whose keys are those of a language model within one that sees or hears, and the keys beside it.
+`MULTIMODAL`: families whose keys are those of a language model within one that sees or hears, and the keys beside it
+("part": of which part of the model).
 """
 
 from itertools import chain

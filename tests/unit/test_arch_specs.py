@@ -225,6 +225,21 @@ def test_what_laguna_and_step_must_say_of_their_layers():
             spec_of({**step, "text_config": {**text, **change}})
 
 
+def test_a_language_model_within_another_is_read_whole():
+    text = {**COMMON, "num_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": True}
+    config = {"model_type": "qwen3_vl_moe", "vision_config": {"depth": 3}, "text_config": text}
+    assert (
+        not spec_of(config)[1].tied_embeddings and spec_of({**config, "tie_word_embeddings": True})[1].tied_embeddings
+    )
+    for change, says in (
+        ({"text_config": {**text, "norm_topk_prob": False}}, "text_config.norm_topk_prob = false is not supported"),
+        ({"text_config": {**text, "unheard_of": 1}}, "text_config.unheard_of = 1"),
+        ({"unheard_of": 1}, "unheard_of = 1"),
+    ):
+        with pytest.raises(UnsupportedError, match=says):
+            spec_of({**config, **change})
+
+
 def test_each_kind_of_layer_must_have_its_positions():
     mellum = {"model_type": "mellum", "layer_types": ["full_attention", *["sliding_attention"] * 3]}
     full = {"rope_type": "default", "rope_theta": 5.0}

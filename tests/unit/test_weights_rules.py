@@ -87,6 +87,23 @@ def test_what_is_packed_follows_its_neighbours():
     ]
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_experts_that_may_be_transposed_are_read_as_their_shapes_tell(transposed):
+    rules = fused_experts("{l}.gate_up", "{l}.down", either=True)
+    shapes = {"gate": (I, H), "up": (I, H), "down": (H, I)}
+    parameters = {f"layers.0.mlp.experts.{e}.{part}.weight": shapes[part] for e in range(E) for part in shapes}
+    whole = {"0.gate_up": (E, 2 * I, H), "0.down": (E, H, I)}
+    tensors = {name: (E, n, m) if not transposed else (E, m, n) for name, (_, n, m) in whole.items()}
+    found = {copy.target: copy for copy in plan_load(parameters, rules, tensors, "folder").copies}
+    up, down = (found[f"layers.0.mlp.experts.1.{part}.weight"] for part in ("up", "down"))
+    stored = torch.arange(2 * I * H).view(tensors["0.gate_up"][1:])
+    if transposed:
+        assert up.view.transposed and down.view.transposed
+        assert torch.equal(up.view.take(stored), stored[:, I:].T)
+    else:
+        assert (up.index, up.view, down.view) == ((1, slice(I, 2 * I)), None, None)
+
+
 def test_parts_that_take_turns_and_transposes_are_read_whole():
     rules = fused_experts("l{l}.gate_up", "l{l}.down", interleaved=True, transposed=True)
     (gate,), (up,), (down,) = (

@@ -1,8 +1,8 @@
 """Qwen3-MoE: queries and keys normalised per head; some layers may be dense."""
 
-from moesaic.models.common import DECODER_RULES, DENSE_RULES, MLP_EXPERT_RULES, decoder, gqa, num_layers
+from moesaic.models.common import DECODER_RULES, DENSE_RULES, MLP_EXPERT_RULES, decoder, gqa, some_dense
 from moesaic.models.config_reader import ConfigReader
-from moesaic.models.spec import DenseSpec, LayerSpec, ModelSpec, MoESpec, RouterSpec
+from moesaic.models.spec import LayerSpec, ModelSpec, MoESpec, RouterSpec
 
 ARCHITECTURE = "Qwen3MoeForCausalLM"
 MODEL_TYPE = "qwen3_moe"
@@ -29,15 +29,7 @@ def spec(c: ConfigReader) -> ModelSpec:
             renormalize=c.read(bool, "norm_topk_prob", absent=False),
         ),
     )
-    c.ignore("intermediate_size")  # read where a layer is dense
-    step = c.positive("decoder_sparse_step", absent=1)
-    dense_layers = c.read(list | None, "mlp_only_layers", absent=None) or []
-
-    def ffn(layer: int) -> DenseSpec | MoESpec:
-        sparse = layer not in dense_layers and moe.num_experts > 0 and (layer + 1) % step == 0
-        return moe if sparse else DenseSpec(intermediate_size=c.require(int, "intermediate_size"))
-
-    return decoder(c, [LayerSpec(attention=attention, ffn=ffn(layer)) for layer in range(num_layers(c))])
+    return decoder(c, [LayerSpec(attention=attention, ffn=ffn) for ffn in some_dense(c, moe)])
 
 
 RULES = [*DECODER_RULES, *DENSE_RULES, *MLP_EXPERT_RULES]

@@ -1,7 +1,7 @@
 """What architectures share: the pieces of a spec that most configs name alike, and rules for the usual tensor names."""
 
 from moesaic.models.common.attention import gqa
-from moesaic.models.common.feed_forward import ACTIVATIONS, activation, deepseek_moe, shared_experts
+from moesaic.models.common.feed_forward import ACTIVATIONS, activation, deepseek_moe, shared_experts, some_dense
 from moesaic.models.common.latent import mla
 from moesaic.models.common.layers import (
     NEUTRAL,
@@ -79,6 +79,7 @@ __all__ = [
     "ropes_as_given",
     "scaled",
     "shared_experts",
+    "some_dense",
     "step_limits",
     "text_only",
     "under",

@@ -34,6 +34,20 @@ def shared_experts(size: int, count: int, act: Activation = "silu", bias: bool =
     return SharedSpec(ffn=DenseSpec(intermediate_size=size * count, activation=act, bias=bias)) if count else None
 
 
+def some_dense(c: ConfigReader, moe: MoESpec) -> list[DenseSpec | MoESpec]:
+    """Each layer's feed-forward: dense in those of mlp_only_layers, and but for every decoder_sparse_step-th."""
+    c.ignore("intermediate_size")  # read where a layer is dense
+    step = c.positive("decoder_sparse_step", absent=1)
+    dense = c.read(list | None, "mlp_only_layers", absent=None) or []
+
+    def ffn(layer: int) -> DenseSpec | MoESpec:
+        if layer not in dense and (layer + 1) % step == 0:
+            return moe
+        return DenseSpec(intermediate_size=c.require(int, "intermediate_size"), activation=moe.activation)
+
+    return [ffn(layer) for layer in range(int(c.require(int, "num_hidden_layers")))]
+
+
 def deepseek_moe(
     c: ConfigReader,
     *,
