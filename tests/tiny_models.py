@@ -45,9 +45,8 @@ def tiny_reference(family: str, *, seed: int = 0, tie: bool = False, **overrides
     config = tiny_config(family, tie=tie, **overrides)
     plain = family not in MULTIMODAL and type(config) in AutoModelForCausalLM._model_mapping
     part = MULTIMODAL.get(family, {}).get("part")
-    kind = (
-        AutoModelForCausalLM if plain else AutoModelForImageTextToText if part is None else AutoModelForTextToWaveform
-    )
+    multimodal = AutoModelForImageTextToText if part is None else AutoModelForTextToWaveform
+    kind = AutoModelForCausalLM if plain else multimodal
     model = kind.from_config(config, attn_implementation="eager", experts_implementation="eager")
     if part is not None:
         model.forward = getattr(model, part).forward

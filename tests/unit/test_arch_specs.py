@@ -226,7 +226,7 @@ def test_what_laguna_and_step_must_say_of_their_layers():
 
 
 def test_a_language_model_within_another_is_read_whole():
-    text = {**COMMON, "num_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": True}
+    text = {**COMMON, "num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2, "tie_word_embeddings": True}
     config = {"model_type": "qwen3_vl_moe", "vision_config": {"depth": 3}, "text_config": text}
     assert (
         not spec_of(config)[1].tied_embeddings and spec_of({**config, "tie_word_embeddings": True})[1].tied_embeddings
