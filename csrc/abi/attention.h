@@ -36,7 +36,7 @@ typedef struct {
 
 MOESAIC_API void moesaic_rope_table(const moesaic_rope_table_args* args);
 
-// out[T] = 1 + scale * log(1 + floor((position + offset) / period))
+// out[T] = 1 + scale * log(1 + floor((position + offset) / period)), or (1 + (position + offset) / period) ^ scale
 typedef struct {
     moesaic_count rows;  // T
     const int64_t* positions;
@@ -44,6 +44,7 @@ typedef struct {
     int64_t period;
     int64_t offset;
     float scale;
+    int32_t power;  // 1: the second
 } moesaic_query_temperature_args;
 
 MOESAIC_API void moesaic_query_temperature(const moesaic_query_temperature_args* args);

@@ -53,8 +53,9 @@ void moesaic_rope_table(const moesaic_rope_table_args* args) {
 void moesaic_query_temperature(const moesaic_query_temperature_args* args) {
     const moesaic_query_temperature_args& a = *args;
     for (int64_t t = 0; t < *a.rows; ++t) {
-        const float periods = std::floor(float(a.positions[t] + a.offset) / float(a.period));
-        a.out[t] = 1.0f + a.scale * std::log1p(periods);
+        const float periods = float(a.positions[t] + a.offset) / float(a.period);
+        a.out[t] = a.power ? std::exp(a.scale * std::log1p(periods))
+                           : 1.0f + a.scale * std::log1p(std::floor(periods));
     }
 }
 

@@ -114,10 +114,14 @@ def rope_table(positions: Tensor, inverse: Tensor, factor: float = 1.0) -> Tenso
     return torch.cat((angles.cos(), angles.sin()), -1) * factor
 
 
-def query_temperature(positions: Tensor, scale: float, period: int, offset: int = 0) -> Tensor:
-    """`1 + scale * log(1 + floor((position + offset) / period))`, by which queries grow with the length of what they
+def query_temperature(positions: Tensor, scale: float, period: int, offset: int = 0, growth: str = "log") -> Tensor:
+    """`1 + scale * log(1 + floor((position + offset) / period))`, or, with growth "power",
+    `(1 + (position + offset) / period) ** scale`, by which queries grow with the length of what they
     look back on (Nakanishi 2025, as Llama 4 has it): `[T]` int64 -> `[T, 1]` fp32."""
-    return (torch.log1p(((positions + offset).float() / period).floor()) * scale + 1.0)[:, None]
+    periods = (positions + offset).float() / period
+    if growth == "power":
+        return torch.exp(torch.log1p(periods) * scale)[:, None]
+    return (torch.log1p(periods.floor()) * scale + 1.0)[:, None]
 
 
 def rotate(x: Tensor, table: Tensor, start: int = 0, interleaved: bool = False) -> Tensor:

@@ -37,9 +37,10 @@ class GroupedQueryAttention(Layer):
             sizes = {"q": spec.q_size, "k": spec.kv_size}
             self.qkv = MergedColumnParallelLinear(hidden_size, sizes, bias=spec.qkv_bias, ctx=ctx)
         self.o = RowParallelLinear(spec.mixed_size, hidden_size, bias=spec.output_bias, ctx=ctx.under("o"))
-        self.gate = None
+        self.gate = self.gate_bias = None
         if spec.output_gate is not None:
-            bias = spec.output_gate.bias
+            bias = spec.output_gate.bias or spec.output_gate.head_bias
+            self.gate_bias = ctx.parameter(spec.num_heads) if spec.output_gate.head_bias else None
             self.gate = ColumnParallelLinear(hidden_size, spec.gate_size, bias=bias, ctx=ctx.under("gate"))
         self._unit = torch.ones(spec.head_dim, device=ctx.device) if spec.qk_norm == "unit" else None
         self._value_unit = torch.ones(spec.value_dim or spec.head_dim, device=ctx.device)
@@ -122,6 +123,14 @@ class GroupedQueryAttention(Layer):
     def named_views(self) -> NamedViews:
         """Queries, keys and values by their own names: that they are one product is no one else's business."""
         for name, view in super().named_views():
-            yield name.removeprefix("qkv."), view
+            if name != "gate.bias" or self.gate_bias is None:
+                yield name.removeprefix("qkv."), view
+        if self.gate_bias is not None:
+            yield "gate.head_bias", self.gate_bias.data
         if self.sinks is not None:
             yield "sinks", self.sinks.data
+
+    def loaded(self) -> None:
+        if self.gate is not None and self.gate_bias is not None:
+            each = self.gate_bias.data.repeat_interleave(self.spec.gate_size // self.spec.num_heads)
+            self.gate.bias.data.copy_(each)

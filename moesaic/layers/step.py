@@ -33,7 +33,7 @@ class Step:
         """A backend's factors on the batch's queries, `[T, 1]`."""
         key = make, spec
         if key not in self._made:
-            self._made[key] = make(self.batch.positions, spec.scale, spec.period, spec.offset)
+            self._made[key] = make(self.batch.positions, spec.scale, spec.period, spec.offset, spec.growth)
         return self._made[key]
 
     def attention_plan(

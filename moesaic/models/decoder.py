@@ -1,6 +1,7 @@
 """The one decoder: built from a spec, run on a batch. What a model computes is in its spec; here is only how."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
@@ -18,7 +19,7 @@ from moesaic.layers.norm import Norm
 from moesaic.layers.step import Step
 from moesaic.models.language_model import LanguageModel
 from moesaic.models.mixers import build_mixer
-from moesaic.models.spec import LayerSpec, ModelSpec, MoESpec
+from moesaic.models.spec import LayerSpec, ModelSpec, MoESpec, NormSpec
 
 
 class Decoder(LanguageModel):
@@ -46,7 +47,7 @@ class Decoder(LanguageModel):
             if spec.learned_positions
             else None
         )
-        self.norm = Norm(ctx, spec.norm, spec.hidden_size)
+        self.norm = Norm(ctx, _of_stream(spec, spec.norm, 2 * len(spec.layers)), spec.hidden_size)
         self._mix, self._softcap = ctx.kernel("mix"), ctx.kernel("softcap")
         self._gather_rows = ctx.kernel("gather_rows")
         tied = self.embed if spec.tied_embeddings else None
@@ -99,18 +100,22 @@ class DecoderLayer(Layer):
         self.attention_shares, self.ffn_shares = spec.attention_shares, spec.ffn_shares
         self.residual_multiplier = model.multipliers.residual
 
-        def norm(part: object, *kinds: str) -> Norm | None:
+        def norm(part: object, *kinds: str, parts_before: int = 0) -> Norm | None:
             wanted = part is not None and spec.norms in kinds
-            return Norm(ctx, spec.norm or model.norm, model.hidden_size) if wanted else None
+            norm_spec = _of_stream(model, spec.norm or model.norm, parts_before)
+            return Norm(ctx, norm_spec, model.hidden_size) if wanted else None
 
-        self.attention_norm = norm(spec.attention, "pre", "sandwich", "ffn_sandwich", "parallel", "residual")
+        self.attention_norm = norm(
+            spec.attention, "pre", "sandwich", "ffn_sandwich", "parallel", "residual", parts_before=2 * index
+        )
         self.attention: Layer | None = None
         self.cache_specs: list[CacheSpec] = []
         if spec.attention is not None:
             self.attention = build_mixer(ctx.under("attention"), spec.attention, model.hidden_size, model.norm)
             self.cache_specs = self.attention.cache_specs
         self.attention_post_norm = norm(spec.attention, "post", "sandwich")
-        self.ffn_norm = norm(spec.ffn, "pre", "sandwich", "ffn_sandwich", "residual")
+        before = 2 * index + 1
+        self.ffn_norm = norm(spec.ffn, "pre", "sandwich", "ffn_sandwich", "residual", parts_before=before)
         self.gives_residual = isinstance(spec.ffn, MoESpec) and spec.ffn.norms == "own"
         self.mlp: Layer | None = None
         if isinstance(spec.ffn, MoESpec) and spec.ffn.norms == "own":
@@ -172,6 +177,15 @@ class DecoderLayer(Layer):
         if delta is not None:
             hidden = self._mix(hidden, delta, 1.0, self.residual_multiplier)
         return hidden, hidden
+
+
+def _of_stream(model: ModelSpec, norm: NormSpec, parts: int) -> NormSpec:
+    """A norm of the residual stream after so many parts were added to the embedding.
+
+    The stream is kept as a plain sum. Where the model divides it by a root, a norm shows that in its epsilon alone,
+    which counts beside the stream's square.
+    """
+    return replace(norm, eps=norm.eps * (parts + 1)) if model.residual == "root_mean" else norm
 
 
 def _normed(x: Tensor, norm: Norm | None) -> Tensor:

@@ -13,6 +13,17 @@ BASES = {kind: {**r, "partial_rotary_factor": 1.0} for kind, r in BY_KIND.items(
 HYBRID = ["full_attention", "sliding_attention", "sliding_attention"]
 
 CONFIGS: dict[str, dict[str, Any]] = {
+    "beam": {
+        **SHORT,
+        "num_experts": 8,
+        "n_group": 4,
+        "topk_group": 2,
+        "layer_types": HYBRID,
+        "mlp_layer_types": ["sparse", "dense", "sparse"],
+        "final_logit_softcapping": 3.0,
+        "rms_norm_eps": 0.1,
+        "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 100.0}, "full_attention": None},
+    },
     "flint": {**SHORT, "num_experts": 8, "shared_expert_intermediate_size": 40, "num_hidden_layers": 4},
     "gemma4_text": {
         "head_dim": 16,
@@ -84,6 +95,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "beam all layers rotate": (
+        "beam",
+        {"rope_parameters": BASES, "attention_bias": True, "final_logit_softcapping": None, "norm_topk_prob": False},
+    ),
     "flint dense layers": ("flint", {"mlp_only_layers": [], "decoder_sparse_step": 2, "norm_topk_prob": False}),
     "flint biases": ("flint", {"attention_bias": True}),
     "gemma4_text dense": ("gemma4_text", {"enable_moe_block": False, "final_logit_softcapping": None}),

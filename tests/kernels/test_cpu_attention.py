@@ -135,6 +135,9 @@ def test_query_temperature(isa):
         ours, expected = (m.query_temperature(positions, 0.3, 7, offset) for m in (cpu, oracle))
         torch.testing.assert_close(ours, expected)
     assert ours.shape == (50, 1) and ours[5] == 1 and ours[6] > 1
+    ours, expected = (m.query_temperature(positions, 0.3, 7, 1, "power") for m in (cpu, oracle))
+    torch.testing.assert_close(ours, expected)
+    torch.testing.assert_close(ours[6], torch.tensor([2**0.3]))
 
 
 @pytest.mark.parametrize("kind", KINDS)

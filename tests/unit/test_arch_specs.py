@@ -1,5 +1,7 @@
 """What each family's file reads out of a config, beyond what parity can show."""
 
+from dataclasses import replace
+
 import pytest
 
 from moesaic.core.errors import ConfigError, MoesaicError, UnsupportedError
@@ -303,3 +305,13 @@ def test_norms_of_their_own_need_a_plain_shared_expert():
         MoESpec(**moe)
     with pytest.raises(ConfigError, match="stand beside a plain shared one"):
         MoESpec(**moe, shared=SharedSpec(ffn=DenseSpec(intermediate_size=8), average=True))
+
+
+def test_a_stream_divided_by_a_root_runs_through_plain_layers():
+    plain = spec(model_type="beam", rope_parameters={"sliding_attention": {}, "full_attention": None}, n_group=8)
+    assert plain.residual == "root_mean"
+    assert [layer.attention.temperature is None for layer in plain.layers] == [True, True, True, False]
+    with pytest.raises(ConfigError, match="through layers with two parts, each behind a norm"):
+        replace(plain, layers=(replace(plain.layers[0], norms="post"),))
+    with pytest.raises(ConfigError, match="gates have a bias each or one a head"):
+        GateSpec(bias=True, head_bias=True)

@@ -129,6 +129,7 @@ class Temperature(ctypes.Structure):
         ("period", ctypes.c_int64),
         ("offset", ctypes.c_int64),
         ("scale", ctypes.c_float),
+        ("power", ctypes.c_int32),
     )
 
 
@@ -219,12 +220,21 @@ def rope_table(positions: Tensor, inverse: Tensor, factor: float = 1.0) -> Tenso
     return out
 
 
-def query_temperature(positions: Tensor, scale: float, period: int, offset: int = 0) -> Tensor:
-    """`1 + scale * log(1 + floor((position + offset) / period))`: `[T]` int64 -> `[T, 1]`."""
+def query_temperature(positions: Tensor, scale: float, period: int, offset: int = 0, growth: str = "log") -> Tensor:
+    """`1 + scale * log(1 + floor((position + offset) / period))`, or `(1 + (position + offset) / period) ** scale` with
+    growth "power": `[T]` int64 -> `[T, 1]`."""
     out = torch.empty(positions.shape[0], 1)
     rows = ctypes.c_int64(positions.shape[0])
     _TEMPERATURE(
-        Temperature(ctypes.addressof(rows), pointer(positions, torch.int64), out.data_ptr(), period, offset, scale)
+        Temperature(
+            ctypes.addressof(rows),
+            pointer(positions, torch.int64),
+            out.data_ptr(),
+            period,
+            offset,
+            scale,
+            growth == "power",
+        )
     )
     return out
 

@@ -15,12 +15,18 @@ class GateSpec:
 
     Attributes:
         bias: of the projection.
+        head_bias: a learned number a head is added to its gates.
         per: "element" has a gate for each number of each head; "head" one for all of a head.
     """
 
     function: Literal["sigmoid", "softplus"] = "sigmoid"
     per: Literal["element", "head"] = "element"
     bias: bool = False
+    head_bias: bool = False
+
+    def __post_init__(self) -> None:
+        if self.bias and self.head_bias:
+            raise ConfigError("gates have a bias each or one a head, not both")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +115,7 @@ class AttentionSpec:
         qkv = self.q_size + self.kv_size + projected
         biases = qkv * self.qkv_bias + hidden_size * self.output_bias
         if self.output_gate is not None:
-            biases += self.gate_size * self.output_gate.bias
+            biases += self.gate_size * self.output_gate.bias + self.num_heads * self.output_gate.head_bias
         norm_sizes = {"head": 2 * self.head_dim, "full": self.q_size + self.kv_size}
         norms = norm_sizes.get(self.qk_norm or "", 0)
         return hidden_size * (qkv + self.mixed_size + self.gate_size) + biases + norms + self.num_heads * self.sinks

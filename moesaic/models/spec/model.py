@@ -88,6 +88,12 @@ class LayerSpec:
         return [*([] if self.attention is None else [self.attention]), *self.feed_forwards]
 
     @property
+    def is_plain(self) -> bool:
+        """Attention, then feed-forward, each given a norm of the stream, each added to it."""
+        both = self.attention is not None and self.ffn is not None
+        return both and self.norms in ("pre", "sandwich") and self.shortcut is None and not self.scalar
+
+    @property
     def num_norms(self) -> int:
         if self.norms == "parallel":
             return 1
@@ -114,6 +120,8 @@ class ModelSpec:
         logits_bias: the output projection adds one.
         logits_softcap: logits become `cap * tanh(logits / cap)`.
         learned_positions: a table of one vector a position is added to the embeddings.
+        residual: "sum" adds what each part gives; "root_mean" keeps that sum divided by the square root of how many
+            it is of, the embedding included.
     """
 
     vocab_size: int
@@ -126,11 +134,16 @@ class ModelSpec:
     logits_bias: bool = False
     logits_softcap: float | None = None
     learned_positions: bool = False
+    residual: Literal["sum", "root_mean"] = "sum"
 
     def __post_init__(self) -> None:
         require_positive(self, "vocab_size", "hidden_size", "max_position_embeddings")
         if not self.layers:
             raise ConfigError("the config gives no layers")
+        if self.residual == "root_mean" and any(not la.is_plain for la in self.layers):
+            raise ConfigError(
+                "a stream that is divided by a root runs through layers with two parts, each behind a norm"
+            )
         if self.layers[-1].shortcut is not None:
             raise ConfigError("the last layer has a shortcut, but no layer follows that it could lead to")
 

@@ -1,6 +1,7 @@
 """Where a token stands: rotary positions and how they are stretched."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from moesaic.models.spec.checks import require_positive
 
@@ -72,12 +73,18 @@ class ProportionalScaling:
 
 @dataclass(frozen=True, kw_only=True)
 class QueryTemperature:
-    """Queries are multiplied by `1 + scale * log(1 + floor((position + offset) / period))`, so that attention stays
-    sharp over long sequences (Nakanishi 2025, https://huggingface.co/papers/2501.19399)."""
+    """Queries grow with their position, so that attention stays sharp over long sequences (Nakanishi 2025,
+    https://huggingface.co/papers/2501.19399).
+
+    Attributes:
+        growth: "log" multiplies by `1 + scale * log(1 + floor((position + offset) / period))`; "power" by
+            `(1 + (position + offset) / period) ** scale`.
+    """
 
     scale: float
     period: int
     offset: int = 0
+    growth: Literal["log", "power"] = "log"
 
     def __post_init__(self) -> None:
         require_positive(self, "period")
