@@ -542,6 +542,8 @@ TOWERS: dict[str, dict[str, Any]] = {
     "inkling2": {"vision_config": {**_ENCODER, "projection_hidden_dim": 32, "text_hidden_size": 64}},
     "minimax_m3_vl": {"vision_config": {**_ENCODER, "image_size": 28}, "projector_hidden_size": 64},
     "qwen3_omni_moe_thinker": {
+        "vision_start_token_id": 151652,  # what transformers' generate() looks for
+        "audio_start_token_id": 151669,
         "vision_config": {**_QWEN_TOWER, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
         "audio_config": {
             "encoder_layers": 1,
@@ -605,6 +607,7 @@ FAMILIES = {  # architecture -> model type of its tiny config
     "NemotronHForCausalLM": "nemotron_h",
     "PhimoeForCausalLM": "phimoe",
     "Qwen3NextForCausalLM": "qwen3_next",
+    "Qwen3OmniMoeForConditionalGeneration": "qwen3_omni_moe",
     "Qwen3OmniMoeThinkerForConditionalGeneration": "qwen3_omni_moe_thinker",
     "Qwen3VLMoeForConditionalGeneration": "qwen3_vl_moe",
     "Qwen3_5MoeForCausalLM": "qwen3_5_moe_text",
@@ -617,12 +620,21 @@ FAMILIES = {  # architecture -> model type of its tiny config
 }
 
 
+# model type -> key and model type of the part that generates text, and what leaves the others out
+PARTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "qwen3_omni_moe": ("thinker_config", "qwen3_omni_moe_thinker", {"enable_audio_output": False})
+}
+
+
 def config_of(family: str, **overrides: Any) -> Any:
     """transformers' config of a family's tiny model; `overrides` are keys of its decoder."""
     from transformers import AutoConfig
 
     keys = {"tie_word_embeddings": False, **COMMON, **CONFIGS.get(family, TEXT.get(family, {})), **overrides}
     keys = {key: value for key, value in keys.items() if value is not ABSENT}
+    if family in PARTS:
+        inner = config_of(PARTS[family][1], **overrides)
+        return AutoConfig.for_model(family, **{PARTS[family][0]: inner.to_dict()}, **PARTS[family][2])
     if family not in TEXT:
         return AutoConfig.for_model(family, **keys)
     return AutoConfig.for_model(family, text_config=keys, tie_word_embeddings=False, **_present(TOWERS[family]))

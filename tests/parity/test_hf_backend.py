@@ -47,8 +47,7 @@ def test_logits_of_the_reference_backend(architecture, tmp_path):
 
 def check_logits(architecture, tmp_path, backend):
     """The model's logits, in batches and in steps, are those of transformers."""
-    reference = draw(model_of(architecture))
-    reference.save_pretrained(tmp_path)
+    reference = saved(architecture, tmp_path)
     streams = random_streams()
     expected = reference_logits(reference, streams)
     model = load(tmp_path, backend=backend, model_impl="transformers")
@@ -63,6 +62,13 @@ def check_logits(architecture, tmp_path, backend):
     record(architecture, backend, max(differences.values()), model.spec)
     ours = ALLOWED[architecture].experts == "ours"
     assert bool(model.expert_stats.counts.sum()) or not ours, "no expert was asked for"
+
+
+def saved(architecture, path, seed=0):
+    """The part of transformers' model that generates text; the whole is saved in `path`."""
+    model = draw(model_of(architecture), seed=seed)
+    model.save_pretrained(path)
+    return getattr(model, "thinker", model)
 
 
 def in_chunks(model, streams):
@@ -103,8 +109,7 @@ def whole_then_single(model, streams):
 @pytest.mark.parametrize("architecture", ALL)
 def test_greedy_tokens(architecture, tmp_path):
     """Through the whole engine, in batches, prompts in chunks where they may be; then again, with preemptions."""
-    reference = draw(model_of(architecture), seed=3)
-    reference.save_pretrained(tmp_path)
+    reference = saved(architecture, tmp_path, seed=3)
     expected = [greedy(reference, prompt) for prompt in PROMPTS]
     budget = 48 if ALLOWED[architecture].mode == "request" else 16
     options = {"skip_tokenizer_init": True, "threads": 1, "block_size": BLOCK_SIZE, "model_impl": "transformers"}

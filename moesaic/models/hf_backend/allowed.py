@@ -21,6 +21,8 @@ class Allowed:
         attention: transformers' attention where the mode is "request"; None for its own choice.
         resumes: "replayed" where a model treats its output otherwise than a prompt: after a preemption, the output is
             computed again token by token.
+        part: of the model, the name of the one that generates text, where it is a model of its own (class, config's
+            key); the others are left out.
         remarks: limits, for people.
         remote: the class that `auto_map` names, where the folder's own code computes.
     """
@@ -30,6 +32,7 @@ class Allowed:
     experts: Literal["ours", "transformers"] = "ours"
     attention: str | None = None
     resumes: Literal["whole", "replayed"] = "whole"
+    part: tuple[str, str] | None = None
     remarks: str = ""
     remote: str = ""
 
@@ -70,5 +73,10 @@ ALLOWED: dict[str, Allowed] = {
     **{name: Allowed(name, "request", experts="transformers") for name in _REQUEST_THEIR_EXPERTS.split()},
     "UnlimitedOcrForConditionalGeneration": Allowed(
         "UnlimitedOcrForConditionalGeneration", "request", resumes="replayed"
+    ),
+    "Qwen3OmniMoeForConditionalGeneration": Allowed(
+        "Qwen3OmniMoeForConditionalGeneration",
+        "packed",
+        part=("Qwen3OmniMoeThinkerForConditionalGeneration", "thinker_config"),
     ),
 }

@@ -60,7 +60,8 @@ def load_config(path: str, entry: Allowed) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=entry.remote)
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=bool(entry.remote))
+        return getattr(config, entry.part[1]) if entry.part else config
     except Exception as error:  # strict config classes raise many kinds; the message is what the user needs
         raise ConfigError(f"{os.path.join(path, 'config.json')}: transformers does not read it: {error}") from error
 
@@ -70,9 +71,10 @@ def class_of(entry: Allowed, path: str) -> Any:
     import transformers
 
     if not entry.remote:
-        found = getattr(transformers, entry.architecture, None)
+        name = entry.part[0] if entry.part else entry.architecture
+        found = getattr(transformers, name, None)
         if found is None:
-            raise ConfigError(f"transformers {transformers.__version__} has no {entry.architecture}: update it")
+            raise ConfigError(f"transformers {transformers.__version__} has no {name}: update it")
         return found
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
