@@ -174,10 +174,12 @@ def read_config(path: str) -> dict[str, Any]:
 
 
 def eos_token_ids(path: str, config: Mapping[str, Any]) -> list[int]:
-    """Tokens that end a sequence: generation_config.json's eos_token_id, else the config's; [] if neither has one."""
+    """Tokens that end a sequence: generation_config.json's eos_token_id, else the config's, else its language model's;
+    [] if none has one."""
     file = os.path.join(path, "generation_config.json")
-    for source, values in ((file, _read_json(file) or {}), ("config.json", config)):
-        eos = values.get("eos_token_id")
+    text = config.get("text_config")
+    for source, values in ((file, _read_json(file)), ("config.json", config), ("config.json: text_config", text)):
+        eos = values.get("eos_token_id") if isinstance(values, Mapping) else None
         if eos is None:
             continue
         ids = eos if isinstance(eos, list) else [eos]

@@ -94,6 +94,8 @@ def _expected_shapes(places: Mapping[str, list[Place]]) -> dict[str, Shape]:
     for options in places.values():
         for place in options:
             parts[place.source].append((place.index, place.shape))
+            if place.rows:
+                parts[place.source].append(((place.rows - 1,), place.shape))
     return {source: whole_shape(found) for source, found in parts.items()}
 
 

@@ -52,6 +52,7 @@ class Place:
     Attributes:
         shape: of the part.
         optional: where the checkpoint has no such tensor, the parameter is zero.
+        rows: that the tensor has at least.
     """
 
     source: str
@@ -59,6 +60,7 @@ class Place:
     shape: Shape
     view: View | None = None
     optional: bool = False
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Rule:
         interleaved: these parts take turns, instead of one following the other.
         transposed: the source holds the target's transpose.
         either: `transposed` or not, as the source's shape tells; not, where it tells nothing.
-        row: the source is a matrix of one row, which the target is.
+        row: the source is a matrix of so many rows, of which the target is the first; 0 where it is no matrix.
         start: the target is the rows of the source from this one on.
         after: the target is the rows of the source that follow those of these parameters; () for the first ones, None
             where the source holds no more than the target.
@@ -91,7 +93,7 @@ class Rule:
     interleaved: bool = False
     transposed: bool = False
     either: bool = False
-    row: bool = False
+    row: int = 0
     start: int = 0
     after: tuple[str, ...] | None = None
     turns: tuple[int, int, int] | None = None
@@ -126,7 +128,7 @@ class Rule:
             before = (parameters[template.format(**variables)][0] for template in self.after or ())
             start = self.start + sum(before)
             index.append(slice(start, start + shape[0]))
-        return Place(source, tuple(index), stored, view, self.optional)
+        return Place(source, tuple(index), stored, view, self.optional, self.row)
 
     def settled(self, name: str, shape: Shape, tensors: Mapping[str, Shape]) -> "Rule":
         """The same rule, and whether the source of parameter `name` is transposed, as these tensors of a checkpoint

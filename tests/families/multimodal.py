@@ -18,6 +18,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "hidden_act": "gelu",
         "pad_token_id": 0,
     },
+    "ernie4_5_vl_moe": {
+        "moe_num_experts": 8,
+        "moe_k": 3,
+        "moe_intermediate_size": [48, 32],
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 4]},
+    },
     "glm4v_moe": {
         "n_routed_experts": 8,
         "num_experts_per_tok": 3,
@@ -70,6 +77,7 @@ MULTIMODAL: dict[str, dict[str, Any]] = {
     "llama4": {"vision_config": VISION},
     "qwen3_5_moe": {"vision_config": {"hidden_size": 32, "intermediate_size": 32, "depth": 1, "num_heads": 2}},
     "aria": {"vision_config": VISION},
+    "ernie4_5_vl_moe": {"vision_config": TOWER},
     "glm4v_moe": {"vision_config": {**TOWER, "out_hidden_size": 64}},
     "qwen3_vl_moe": {"vision_config": {**TOWER, "out_hidden_size": 64, "deepstack_visual_indexes": [0]}},
     "qwen3_omni_moe": {

@@ -154,6 +154,7 @@ def test_bad_folders(tmp_path):
 def test_eos_token_ids(tmp_path):
     path, generation = str(tmp_path), tmp_path / "generation_config.json"
     assert eos_token_ids(path, {}) == []
+    assert eos_token_ids(path, {"text_config": {"eos_token_id": 5}}) == [5]
     assert eos_token_ids(path, {"eos_token_id": 2}) == [2]
     generation.write_text('{"eos_token_id": [3, 4]}')
     assert eos_token_ids(path, {"eos_token_id": 2}) == [3, 4]

@@ -75,6 +75,14 @@ def test_rules_say_where_a_parameter_lies():
     assert places(RULES, "nothing.like.it", (H,)) == []
 
 
+def test_the_first_of_several_rows():
+    rules = [Rule("w", "b", row=2)]
+    (copy,) = plan_load({"b": (H,)}, rules, {"w": (2, H)}, "folder").copies
+    assert copy.index == (0,)
+    with pytest.raises(CheckpointError, match="of the wrong shape"):
+        plan_load({"b": (H,)}, rules, {"w": (1, H)}, "folder")
+
+
 def test_what_is_packed_follows_its_neighbours():
     sizes = {"q": 8, "k": 4, "v": 2}
     shapes = {f"layers.1.{part}": (rows, H) for part, rows in sizes.items()}
@@ -130,7 +138,7 @@ def test_of_every_so_many_rows_some_are_taken():
 def test_rows_of_a_flat_stack_a_single_row_and_rows_from_the_middle():
     flat = Rule("w", "{e}.weight", stacked="e", flat=True)
     assert places([flat], "2.weight", (I, H)) == [("w", (slice(2 * I, 3 * I),))]
-    assert places([Rule("w", "b", row=True)], "b", (H,)) == [("w", (0,))]
+    assert places([Rule("w", "b", row=1)], "b", (H,)) == [("w", (0,))]
     assert places([Rule("w", "t", start=2)], "t", (5, H)) == [("w", (slice(2, 7),))]
 
 

@@ -58,6 +58,6 @@ RULES = [
     *MLP_EXPERT_RULES,
     *SHARED_RULES,
     ignore("model.mtp_{any}", "layers that speculate on further tokens"),
-    Rule("model.layers.{l}.mlp.gate.moe_statics.e_score_correction_bias", "layers.{l}.mlp.router.correction", row=True),
-    Rule("model.layers.{l}.mlp.moe_statics.e_score_correction_bias", "layers.{l}.mlp.router.correction", row=True),
+    Rule("model.layers.{l}.mlp.gate.moe_statics.e_score_correction_bias", "layers.{l}.mlp.router.correction", row=1),
+    Rule("model.layers.{l}.mlp.moe_statics.e_score_correction_bias", "layers.{l}.mlp.router.correction", row=1),
 ]
