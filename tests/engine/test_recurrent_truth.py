@@ -11,14 +11,15 @@ from tests.families import recurrent
 
 INTERVAL = 32
 PARAMS = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=2)
-FAMILIES = [family for family in recurrent.CONFIGS if family != "lfm2"]  # its layers are those of its twin
+CLOSELY = ["lfm2_moe", "qwen3_next"]  # convolutions alone, and with a matrix beside
+OTHERS = [family for family in recurrent.CONFIGS if family not in (*CLOSELY, "lfm2")]
 
 
 def prompts() -> list[list[int]]:
     """Prompts of 1 to 120 tokens; half of them begin with one of two prefixes longer than an interval."""
     rng = random.Random(0)
     prefixes = [[rng.randrange(128) for _ in range(size)] for size in (37, 64)]
-    tails = [[rng.randrange(128) for _ in range(rng.randrange(1, 56))] for _ in range(20)]
+    tails = [[rng.randrange(128) for _ in range(rng.randrange(1, 56))] for _ in range(14)]
     return [(prefixes[i // 2 % 2] if i % 2 else []) + tail for i, tail in enumerate(tails)]
 
 
@@ -42,9 +43,12 @@ def truth_of(outputs) -> list:
     ]
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module")
 def path(request, tiny_model) -> str:
     return tiny_model(request.param)
+
+
+closely = pytest.mark.parametrize("path", CLOSELY, indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +58,12 @@ def alone(path) -> list:
     return [truth_of(generate(llm, [prompt]))[0] for prompt in prompts()]
 
 
+FEW_WAYS = [{}, {"max_num_batched_tokens": 7}]
 WAYS = [
+    *FEW_WAYS,
     {"enable_prefix_caching": False},
-    {},
     {"enforce_eager": True},
     {"max_num_batched_tokens": 1, "max_num_seqs": 3},
-    {"max_num_batched_tokens": 7},
     {"max_num_batched_tokens": 33},
     {"max_num_batched_tokens": 33, "enable_prefix_caching": False},
     {"max_num_batched_tokens": 50, "block_size": 1},
@@ -67,7 +71,12 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize("kwargs", WAYS, ids=str)
+CASES = [
+    (family, way) for ways, families in ((WAYS, CLOSELY), (FEW_WAYS, OTHERS)) for family in families for way in ways
+]
+
+
+@pytest.mark.parametrize(("path", "kwargs"), CASES, indirect=["path"], ids=str)
 def test_however_it_is_batched(path, alone, kwargs):
     llm = engine(path, **kwargs)
     assert truth_of(generate(llm, prompts())) == alone
@@ -75,6 +84,7 @@ def test_however_it_is_batched(path, alone, kwargs):
     assert (llm.llm_engine.engine.stats.state_checkpoints > 0) == caching
 
 
+@pytest.mark.parametrize("path", CLOSELY + OTHERS, indirect=True)
 def test_a_second_round_starts_at_each_prompts_end(path, alone):
     llm = engine(path)
     generate(llm, prompts())
@@ -83,6 +93,7 @@ def test_a_second_round_starts_at_each_prompts_end(path, alone):
     assert truth_of(outputs) == alone
 
 
+@closely
 @pytest.mark.parametrize("budget", [2048, 7])
 def test_a_continuation_starts_at_the_last_checkpoint(path, budget):
     """A conversation goes on: what was generated, and more, behind a prompt that was computed before."""
@@ -100,6 +111,7 @@ def test_a_continuation_starts_at_the_last_checkpoint(path, budget):
         assert output.num_cached_tokens >= (len(prompt) - 1) // 16 * 16
 
 
+@closely
 def test_siblings(path):
     """The second and third completion start from the end of the prompt."""
     params = SamplingParams(n=3, temperature=1.0, seed=3, max_tokens=8, ignore_eos=True, logprobs=1)
@@ -111,8 +123,11 @@ def test_siblings(path):
     assert truth_of(outputs) == truth_of(generate(plain, prompts(), params))
 
 
-@pytest.mark.parametrize("prefix_caching", [True, False])
-@pytest.mark.parametrize("slots", [None, 6])
+PREEMPTED = [(family, 6, True) for family in CLOSELY + OTHERS]
+PREEMPTED += [(family, slots, caching) for family in CLOSELY for slots, caching in ((6, False), (None, True))]
+
+
+@pytest.mark.parametrize(("path", "slots", "prefix_caching"), PREEMPTED, indirect=["path"])
 def test_under_forced_preemptions(path, alone, prefix_caching, slots):
     """A third of the running sequences lose blocks and state every few steps; with few slots, checkpoints go too."""
     limits = {}
@@ -138,6 +153,7 @@ def test_under_forced_preemptions(path, alone, prefix_caching, slots):
     assert inner.engine.stats.kv_blocks_used == inner.engine.stats.state_slots_used == 0
 
 
+@pytest.mark.parametrize("path", CLOSELY + OTHERS, indirect=True)
 def test_recorded_steps_are_used(path, monkeypatch):
     """Decode steps are replayed, over whatever slots the sequences have."""
     llm = engine(path)
@@ -156,6 +172,7 @@ def test_recorded_steps_are_used(path, monkeypatch):
     assert sum(replayed) >= PARAMS.max_tokens - 2
 
 
+@closely
 def test_a_failed_step_leaves_no_state_to_find(path, alone):
     llm = engine(path)
     runner = runner_of(llm)

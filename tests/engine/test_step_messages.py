@@ -24,11 +24,12 @@ class EncodingExecutor:
         return msgspec.msgpack.decode(result, type=StepResult)
 
 
-def test_encoded_plans_give_the_same_tokens(tiny_model):
+@pytest.mark.parametrize("family", ["granitemoe", "lfm2_moe"])
+def test_encoded_plans_give_the_same_tokens(tiny_model, family):
     params = SamplingParams(n=2, temperature=0.9, seed=4, max_tokens=10, logprobs=2, prompt_logprobs=1, ignore_eos=True)
     outputs = []
     for encoded in (False, True):
-        llm = LLM(tiny_model("granitemoe"), skip_tokenizer_init=True, threads=1, max_num_batched_tokens=20)
+        llm = LLM(tiny_model(family), skip_tokenizer_init=True, threads=1, max_num_batched_tokens=20)
         engine = llm.llm_engine.engine
         if encoded:
             engine.executor = EncodingExecutor(engine.executor)
