@@ -118,10 +118,10 @@ typedef struct {
     const float* b;     // [T, state_size]
     const float* c;     // [T, state_size]
     const float* gate;  // [T, channels], rows gate_stride apart
-    const float* rate;  // [state_size, channels]
+    const float* rate;  // [tiles, state_size, 32]: 32 channels a tile; what pads the last one is zero
     const float* bias;  // [channels]
     const float* skip;  // [channels]
-    float* state;       // [slots, state_size, channels]
+    float* state;       // [slots, tiles, state_size, 32]
     float* out;         // [T, channels]
     moesaic_stateful batch;
     int64_t x_stride;

@@ -1,6 +1,7 @@
 // Mamba's selective scan: each channel has a state of a few numbers, and its own rates of decay.
 //
-// A unit of work is a sequence's tokens of a block of channels, whose state stays in the first cache.
+// A unit of work is a sequence's tokens of some tiles of channels, whose states and rates stay in the first cache. (They
+// lie tile after tile: as rows of all channels, those of one channel would fall on few sets of a cache.)
 #include "../abi/recurrent.h"
 
 #include "../common/rows.h"
@@ -9,41 +10,40 @@
 namespace moesaic {
 namespace {
 
-constexpr int64_t BLOCK = 128;  // channels
+constexpr int64_t TILE = MOESAIC_STATE_COLUMNS;  // channels
+constexpr int64_t TILES = 4;                     // of a unit
 
-struct Channels {
+// Some channels: as many lanes of a tile, at `channel`, whose states are `h`, a row of the tile apart.
+struct Lanes {
     const moesaic_selective_scan_args& a;
-    int64_t first, size;
-    float* state;  // [state_size] rows of the slot, at the first channel
+    int64_t channel;
+    const float* rate;
+    float* h;
 };
 
-void scan_token(const Channels& c, int64_t token) {
-    const moesaic_selective_scan_args& a = c.a;
-    const float *b = a.b + token * a.state_size, *read = a.c + token * a.state_size;
-    const float *x = a.x + token * a.x_stride + c.first, *step = a.step + token * a.channels + c.first;
-    const float* gate = a.gate + token * a.gate_stride + c.first;
-    float* out = a.out + token * a.channels + c.first;
-    each_vector(c.size, [&](int64_t i, int m) {
-        const Vec input = get(x + i, m), dt = softplus(add(get(step + i, m), get(a.bias + c.first + i, m)));
-        const Vec taken = mul(dt, input), negative = sub(zero(), dt);
-        Vec sum = mul(get(a.skip + c.first + i, m), input);
-        for (int n = 0; n < a.state_size; ++n) {
-            float* h = c.state + n * a.channels + i;
-            const Vec kept = exp(mul(get(a.rate + n * a.channels + c.first + i, m), negative));
-            const Vec updated = fma(set1(b[n]), taken, mul(kept, get(h, m)));
-            put(h, updated, m);
-            sum = fma(set1(read[n]), updated, sum);
-        }
-        const Vec z = get(gate + i, m);
-        put(out + i, mul(sum, mul(z, sigmoid(z))), m);
-    });
+MOESAIC_INLINE void scan_lanes(const Lanes& l, int64_t token, int m) {
+    const moesaic_selective_scan_args& a = l.a;
+    const float *b = a.b + token * a.state_size, *c = a.c + token * a.state_size;
+    const Vec x = get(a.x + token * a.x_stride + l.channel, m);
+    const Vec raw = add(get(a.step + token * a.channels + l.channel, m), get(a.bias + l.channel, m));
+    const Vec dt = softplus(raw), taken = mul(dt, x), negative = sub(zero(), dt);
+    Vec sum = mul(get(a.skip + l.channel, m), x);
+    for (int n = 0; n < a.state_size; ++n) {
+        const Vec kept = exp(mul(load(l.rate + n * TILE), negative));
+        const Vec h = fma(set1(b[n]), taken, mul(kept, load(l.h + n * TILE)));
+        store(l.h + n * TILE, h);
+        sum = fma(set1(c[n]), h, sum);
+    }
+    const Vec z = get(a.gate + token * a.gate_stride + l.channel, m);
+    put(a.out + token * a.channels + l.channel, mul(sum, mul(z, sigmoid(z))), m);
 }
 
-void scan_channels(const Channels& c, const Sequence& sequence) {
-    if (sequence.fresh)
-        for (int n = 0; n < c.a.state_size; ++n)
-            std::fill(c.state + n * c.a.channels, c.state + n * c.a.channels + c.size, 0.0f);
-    for (int64_t t = 0; t < sequence.count; ++t) scan_token(c, sequence.first + t);
+void scan_tile(const moesaic_selective_scan_args& a, int64_t tile, int64_t token, float* state) {
+    const float* rate = a.rate + tile * a.state_size * TILE;
+    const int64_t first = tile * TILE;
+    each_vector(std::min(TILE, a.channels - first), [&](int64_t i, int m) {
+        scan_lanes({a, first + i, rate + i, state + i}, token, m);
+    });
 }
 
 }  // namespace
@@ -53,10 +53,14 @@ using namespace moesaic;
 
 void moesaic_selective_scan(const moesaic_selective_scan_args* args) {
     const moesaic_selective_scan_args& a = *args;
-    const int64_t blocks = (a.channels + BLOCK - 1) / BLOCK, work = 16 * BLOCK * a.state_size;
-    each_part(*a.rows, *a.sequences, a.batch, blocks, work, [&](const Sequence& sequence, int64_t block) {
-        const int64_t first = block * BLOCK;
-        float* state = a.state + sequence.slot * a.state_size * a.channels + first;
-        scan_channels({a, first, std::min(BLOCK, a.channels - first), state}, sequence);
-    });
+    const int64_t tiles = (a.channels + TILE - 1) / TILE, size = a.state_size * TILE;
+    each_part(*a.rows, *a.sequences, a.batch, (tiles + TILES - 1) / TILES, 16 * TILES * size,
+              [&](const Sequence& sequence, int64_t unit) {
+                  const int64_t begin = unit * TILES, end = std::min(begin + TILES, tiles);
+                  float* state = a.state + (sequence.slot * tiles) * size;
+                  if (sequence.fresh) std::fill(state + begin * size, state + end * size, 0.0f);
+                  for (int64_t t = 0; t < sequence.count; ++t)
+                      for (int64_t tile = begin; tile < end; ++tile)
+                          scan_tile(a, tile, sequence.first + t, state + tile * size);
+              });
 }

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moesaic.core.batch import Batch
+from moesaic.kernels.state_cache import in_blocks
 
 
 def causal_conv(
@@ -160,20 +161,22 @@ def selective_scan(
         x, gate: `[T, D]`, perhaps columns of wider tensors.
         step: `[T, D]`.
         b, c: `[T, N]`.
-        rate: `[N, D]`.
+        rate: `[N, D]`, in blocks of columns (`state_cache.in_blocks`).
         bias, skip: `[D]`.
-        state: `[slots, N, D]`; written.
+        state: `[slots, *matrix_state(1, N, D)]`; written.
 
     Returns:
         `[T, D]` in x's dtype.
     """
     dt, wide = F.softplus(step.float() + bias.float()), x.float()
     sums = torch.empty_like(wide, memory_format=torch.contiguous_format)
-    for rows, slot, h in _sequences(batch, state):
+    rates = _matrix(rate.float().unsqueeze(0), x.shape[1])[0]  # [N, D]
+    for rows, slot, before in _sequences(batch, state):
+        h = _matrix(before, x.shape[1])[0]
         for t in range(rows.start, rows.stop):
-            h = (-rate.float() * dt[t]).exp() * h + b[t].float().unsqueeze(1) * (dt[t] * wide[t])
+            h = (-rates * dt[t]).exp() * h + b[t].float().unsqueeze(1) * (dt[t] * wide[t])
             sums[t] = c[t].float() @ h
-        state[slot] = h
+        _keep(state, slot, h.unsqueeze(0))
     return ((sums + skip.float() * wide) * F.silu(gate.float())).to(x.dtype)
 
 
@@ -221,10 +224,8 @@ def _matrix(state: Tensor, value_dim: int) -> Tensor:
 
 
 def _keep(state: Tensor, slot: int, matrix: Tensor) -> None:
-    """Write a matrix for each head into the slot, as `_matrix` reads it; what pads it becomes zero."""
-    _, blocks, _, columns = state.shape[1:]
-    padded = F.pad(matrix, (0, blocks * columns - matrix.shape[2]))
-    state[slot] = padded.unflatten(2, (blocks, columns)).transpose(1, 2)
+    """Write a matrix for each head into the slot, as `_matrix` reads it."""
+    state[slot] = in_blocks(matrix)
 
 
 def _sequences(batch: Batch, state: Tensor) -> Iterator[tuple[slice, int, Tensor]]:

@@ -22,6 +22,13 @@ def matrix_state(heads: int, key_dim: int, value_dim: int) -> tuple[int, ...]:
     return heads, -(-value_dim // STATE_COLUMNS), key_dim, STATE_COLUMNS
 
 
+def in_blocks(matrix: Tensor) -> Tensor:
+    """`[..., K, V]` -> `[..., blocks, K, 32]`: blocks of columns, zeros where the last one is not full."""
+    blocks = -(-matrix.shape[-1] // STATE_COLUMNS)
+    padded = torch.nn.functional.pad(matrix, (0, blocks * STATE_COLUMNS - matrix.shape[-1]))
+    return padded.unflatten(-1, (blocks, STATE_COLUMNS)).movedim(-2, -3).contiguous()
+
+
 @dataclass(frozen=True)
 class StateSpec:
     """What one layer keeps of each sequence.

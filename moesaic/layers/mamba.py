@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from moesaic.kernels.state_cache import in_blocks, matrix_state
 from moesaic.layers.base import BuildContext, Layer, NamedViews
 from moesaic.layers.conv import CausalConv
 from moesaic.layers.kv_cache import StateCache, StateSpec
@@ -14,8 +15,8 @@ class Mamba(Layer):
     """project x and gate → convolve x → project steps, B, C of it, and norm them → scan, gate → project.
 
     Attributes:
-        rate: how fast each number of a channel's state fades, `[state_size, channels]`; until it is loaded, its
-            logarithm, `[channels, state_size]`.
+        rate: how fast each number of a channel's state fades, `[state_size, channels]` in blocks of columns; until it
+            is loaded, its logarithm, `[channels, state_size]`.
     """
 
     def __init__(self, ctx: BuildContext, spec: MambaSpec, hidden_size: int, norm: NormSpec) -> None:
@@ -32,7 +33,7 @@ class Mamba(Layer):
         self.step_bias, self.skip = ctx.exact(inner), ctx.exact(inner)
         self.rate = ctx.exact(inner, spec.state_size)
         self.o = RowParallelLinear(inner, hidden_size, bias=spec.bias, ctx=ctx.under("o"))
-        self.cache_specs = [StateSpec({"conv": self.conv.state_shape, "scan": (spec.state_size, inner)})]
+        self.cache_specs = [StateSpec({"conv": self.conv.state_shape, "scan": matrix_state(1, spec.state_size, inner)})]
         self._selective_scan, self._norm_heads = ctx.kernel("selective_scan"), ctx.kernel("norm_heads")
 
     def forward(self, hidden: Tensor, step: Step, cache: StateCache) -> Tensor:
@@ -58,7 +59,7 @@ class Mamba(Layer):
         return self.o(read)
 
     def loaded(self) -> None:
-        self.rate.data = self.rate.data.exp_().T.contiguous()
+        self.rate.data = in_blocks(self.rate.data.exp_().T)
 
     def named_views(self) -> NamedViews:
         """Projections by their own names: that some are one product is no one else's business."""

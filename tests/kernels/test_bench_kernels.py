@@ -2,7 +2,7 @@
 
 import pytest
 
-from moesaic.entrypoints.bench import kernels, limits
+from moesaic.entrypoints.bench import kernels, limits, states
 from moesaic.kernels.cpu.library import Unavailable, supported_isas
 
 
@@ -16,9 +16,11 @@ def test_each_kernel_and_format_has_a_time_and_a_share(monkeypatch):
     monkeypatch.setattr(kernels, "SAMPLE_SECONDS", 0)
     monkeypatch.setattr(kernels, "WARM_SECONDS", 0)
     monkeypatch.setattr(kernels, "TOKENS", (1, 64))
+    monkeypatch.setattr(states, "SEQUENCES", (2,))
+    monkeypatch.setattr(states, "SLOTS_BYTES", 1 << 16)
     monkeypatch.setattr(kernels, "Stream", lambda: limits.Stream(1 << 20))
     figures = kernels.figures(threads=1, runs=2)
     cases = {figure.case for figure in figures}
-    assert len(cases) == 2 * 2 * len(kernels.FORMATS) and len(figures) == 3 * len(cases)
+    assert len(cases) == 2 * 2 * len(kernels.FORMATS) + len(states.KINDS) and len(figures) == 3 * len(cases)
     assert all(len(figure.samples) == 2 and figure.value > 0 for figure in figures)
     assert {figure.metric for figure in figures if "T=1" in figure.case} == {"call", "rate", "share"}

@@ -5,7 +5,7 @@ import torch
 
 from moesaic.kernels import reference_recurrent as oracle
 from moesaic.kernels.cpu import recurrent as cpu
-from moesaic.kernels.state_cache import matrix_state
+from moesaic.kernels.state_cache import in_blocks, matrix_state
 from tests.kernels.stateful import NUM_SLOTS, STEPS, dirty, in_chunks, stateful_batch
 
 pytestmark = pytest.mark.usefixtures("isa")
@@ -63,8 +63,8 @@ def linear(num_tokens, heads=4, groups=4, keys=16, values=40):
 def selective(num_tokens, channels=150, size=6):
     x, gate = (wide(num_tokens, 1, channels, i)[:, 0] for i in (0, 1))
     inputs = [x, random(num_tokens, channels, seed=2), *(random(num_tokens, size, seed=i) for i in (3, 4)), gate]
-    weights = [random(size, channels, seed=5).exp(), random(channels, seed=6), random(channels, seed=7)]
-    return Scan("selective_scan", inputs, weights, (size, channels))
+    weights = [in_blocks(random(size, channels, seed=5).exp()), random(channels, seed=6), random(channels, seed=7)]
+    return Scan("selective_scan", inputs, weights, matrix_state(1, size, channels))
 
 
 SCANS = {
@@ -97,7 +97,7 @@ def test_oracle(scan, step):
 def states(case, batch):
     """Random states of the sequences that have been there, NaN everywhere else."""
     state = dirty(*case.state)
-    values = case.inputs[0 if case.op == "ssd_scan" else 2].shape[-1]
+    values = case.inputs[0 if case.op in ("ssd_scan", "selective_scan") else 2].shape[-1]
     for s, slot in enumerate(batch.state_slots.tolist()):
         if batch.seq_lens_host[s] == batch.query_lens_host[s]:
             continue

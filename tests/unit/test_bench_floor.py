@@ -138,6 +138,16 @@ def test_a_recurrent_layer_reads_and_writes_its_state_whatever_the_context() -> 
     spec = model(DENSE)
     spec = replace(spec, layers=(replace(spec.layers[0], attention=ShortConvSpec(width=3)),))
     short, long = (step_bytes(spec, replace(PLAIN, state_bytes=24), decode(2, context)) for context in (2, 40))
-    mixer = HIDDEN * (4 * HIDDEN + 3)
-    assert short == long == 2 * (VOCAB * HIDDEN + mixer + 3 * HIDDEN * INNER) + NORMS + 2 * 2 * 24
-    assert step_operations(spec, decode(2, 40)) == 2 * 2 * (VOCAB * HIDDEN + mixer + 3 * HIDDEN * INNER)
+    matrices, conv = VOCAB * HIDDEN + 4 * HIDDEN * HIDDEN + 3 * HIDDEN * INNER, 3 * HIDDEN * 4
+    assert short == long == 2 * matrices + conv + NORMS + 2 * 2 * 24
+    assert step_operations(spec, decode(2, 40)) == 2 * 2 * matrices
+
+
+def test_a_layer_may_be_a_mixer_or_a_feed_forward_alone() -> None:
+    both = model(DENSE)
+    layer = both.layers[0]
+    split = replace(both, layers=(replace(layer, ffn=None), replace(layer, attention=None)))
+    for work in (decode(2, 40), prefill(1, 30)):
+        assert step_bytes(split, PLAIN, work) == step_bytes(both, PLAIN, work)
+        assert step_operations(split, work) == step_operations(both, work)
+    assert split.num_parameters == both.num_parameters and split.num_active_parameters == both.num_active_parameters

@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moesaic.core.formats import WeightFormat
-from moesaic.models.spec import AttentionSpec, DenseSpec, LatentAttentionSpec, MixerSpec, ModelSpec, MoESpec
+from moesaic.models.spec import (
+    AttentionSpec,
+    DenseSpec,
+    ExpertAttentionSpec,
+    LatentAttentionSpec,
+    MixerSpec,
+    ModelSpec,
+    MoESpec,
+)
 
 BITS = {"f32": 32, "f16": 16, "bf16": 16, "w8": 8, "w4": 4, "w8a8": 8}
 SCALE_BITS = 16
@@ -84,7 +92,8 @@ def step_bytes(spec: ModelSpec, formats: Formats, work: Work) -> float:
     for index, layer in enumerate(spec.layers):
         attention = layer.attention
         total += sum(matrix_bytes(formats.dense, *shape) for shape in _projections(attention, hidden))
-        total += SMALL_BYTES * (attention.num_parameters(hidden) - _elements(attention, hidden) + 2 * hidden)
+        small = attention.num_parameters(hidden) - _elements(attention, hidden) if attention is not None else 0
+        total += SMALL_BYTES * (small + layer.num_norms * hidden)
         total += formats.kv_bytes * kept_numbers(attention) * sum(_keys_read(attention, *c) for c in work.chunks)
         if isinstance(layer.ffn, DenseSpec):
             total += _ffn_bytes(formats.dense, hidden, layer.ffn)
@@ -141,47 +150,49 @@ def _ffn_bytes(weight: WeightFormat, hidden: int, ffn: DenseSpec) -> float:
     return matrix_bytes(weight, size * (2 if ffn.gated else 1), hidden) + matrix_bytes(weight, hidden, size)
 
 
-def _projections(attention: MixerSpec, hidden: int) -> list[tuple[int, int]]:
+def _projections(attention: MixerSpec | None, hidden: int) -> list[tuple[int, int]]:
     """(outputs, inputs) of attention's matrices."""
     if isinstance(attention, LatentAttentionSpec):
         down = (attention.query_rank or attention.q_size) + attention.cached_dim
         return [(down, hidden), *attention.matrices, (hidden, attention.num_heads * attention.value_dim)]
     if isinstance(attention, AttentionSpec):
         qkv = attention.q_size + attention.kv_size + attention.value_size
-        return [(qkv, hidden), (hidden, attention.mixed_size)]
-    return [(attention.num_parameters(hidden) // hidden, hidden)]  # recurrent ones have little else
+        return [(qkv + attention.gate_size, hidden), (hidden, attention.mixed_size)]
+    if isinstance(attention, ExpertAttentionSpec):
+        return [(attention.num_parameters(hidden) // hidden, hidden)]  # it has little else
+    return [] if attention is None else attention.projections(hidden)
 
 
-def _elements(attention: MixerSpec, hidden: int) -> int:
+def _elements(attention: MixerSpec | None, hidden: int) -> int:
     """Of attention's matrices."""
     return sum(rows * cols for rows, cols in _projections(attention, hidden))
 
 
-def kept_numbers(attention: MixerSpec) -> int:
+def kept_numbers(attention: MixerSpec | None) -> int:
     """Numbers in the cache for a token."""
     if isinstance(attention, LatentAttentionSpec):
         return attention.cached_dim
     return attention.kv_size + attention.value_size if isinstance(attention, AttentionSpec) else 0
 
 
-def _pair_products(attention: MixerSpec) -> int:
+def _pair_products(attention: MixerSpec | None) -> int:
     """Multiplications for a token and a position that it sees: scores, and mixing."""
     if isinstance(attention, LatentAttentionSpec):
         return attention.num_heads * (attention.cached_dim + attention.latent_dim)
     return attention.q_size + attention.mixed_size if isinstance(attention, AttentionSpec) else 0
 
 
-def _window(attention: MixerSpec) -> int | None:
+def _window(attention: MixerSpec | None) -> int | None:
     return attention.window if isinstance(attention, AttentionSpec) else None
 
 
-def _keys_read(attention: MixerSpec, start: int, count: int) -> int:
+def _keys_read(attention: MixerSpec | None, start: int, count: int) -> int:
     """Positions whose keys a chunk needs: all before its end, or those that its first token's window reaches."""
     window = _window(attention)
     return start + count if window is None else min(start + count, window - 1 + count)
 
 
-def _pairs(attention: MixerSpec, start: int, count: int) -> int:
+def _pairs(attention: MixerSpec | None, start: int, count: int) -> int:
     """Pairs of a computed token and a position that it sees."""
     window = _window(attention)
     if window is None:

@@ -1,4 +1,5 @@
-"""The kernels that read weights, beside the machine's limits: a layer of experts of OLMoE's shape, a linear layer.
+"""The kernels that read weights, beside the machine's limits: a layer of experts of OLMoE's shape, a linear layer; and
+those that bring sequences' states forward (`states`).
 
 A call's time is set against the longer of two floors, both measured in the same run: the bytes of the weights that it
 touches over the bandwidth of a plain read, and its operations over the peak of torch's own product. Weights are
@@ -13,6 +14,7 @@ from time import perf_counter
 import torch
 
 from moesaic.core.formats import WeightFormat
+from moesaic.entrypoints.bench import states
 from moesaic.entrypoints.bench.limits import GIGA, Stream, gemm_kind, gemm_peak
 from moesaic.entrypoints.bench.report import Figure
 from moesaic.kernels.cpu.arena import Arena
@@ -63,6 +65,11 @@ def figures(threads: int, runs: int) -> list[Figure]:
         for tokens in TOKENS:
             call = _linear_call(matrices, tokens)
             found += _figures(f"threads={threads} linear {format} T={tokens}", call, format, stream, runs)
+    for name, kind in states.KINDS.items():
+        for sequences in states.SEQUENCES:
+            run, moved = states.decode_call(kind, sequences)
+            case = f"threads={threads} {name} sequences={sequences}"
+            found += _figures(case, Call(run, moved, 0.0), FORMATS[0], stream, runs)
     return found
 
 

@@ -174,15 +174,15 @@ def selective_scan(
     state: Tensor,
     batch: Batch,
 ) -> Tensor:
-    """`[T, D]` twice, `[T, N]` twice, `[T, D]` -> `[T, D]`; `state` `[slots, N, D]` is written."""
+    """`[T, D]` twice, `[T, N]` twice, `[T, D]` -> `[T, D]`; `state` is written."""
     num_tokens, channels = x.shape
-    size = rate.shape[0]
+    size = rate.shape[1]
     if {step.shape, gate.shape} != {x.shape} or {b.shape, c.shape} != {torch.Size((num_tokens, size))}:
         shapes = [list(t.shape) for t in (x, step, gate, b, c)]
         raise ValueError(
             f"x, step, gate, b and c are {shapes}, expected [T, D] and [T, N] for rates {[size, channels]}"
         )
-    if rate.shape != (size, channels) or state.shape[1:] != rate.shape:
+    if rate.shape != (-(-channels // STATE_COLUMNS), size, STATE_COLUMNS) or state.shape[1:] != (1, *rate.shape):
         raise ValueError(f"rates are {list(rate.shape)}, states {list(state.shape)}, for {channels} channels")
     _check(channels, bias=bias, skip=skip)
     out = torch.empty(num_tokens, channels)

@@ -26,10 +26,6 @@ class ShortConvSpec:
         """Outputs and inputs of the matrices."""
         return [(3 * hidden_size, hidden_size), (hidden_size, hidden_size)]
 
-    def state_numbers(self, hidden_size: int) -> int:
-        """Numbers kept of a sequence."""
-        return (self.width - 1) * hidden_size
-
     def num_parameters(self, hidden_size: int) -> int:
         """Weights and biases of this mixer."""
         return hidden_size * (4 * hidden_size + self.width + 5 * self.bias)
@@ -88,11 +84,6 @@ class GatedDeltaSpec:
         low = [(self.num_decays, self.rank), (self.value_size, self.rank)]
         return [(mixed + self.num_heads + 2 * self.rank, hidden_size), *low, last]
 
-    def state_numbers(self, hidden_size: int) -> int:
-        """Numbers kept of a sequence."""
-        conv = (self.conv_width - 1) * (2 * self.key_size + self.value_size)
-        return conv + self.num_heads * self.key_dim * self.value_dim
-
     def num_parameters(self, hidden_size: int) -> int:
         """Weights of this mixer."""
         conv = (2 * self.key_size + self.value_size) * self.conv_width
@@ -141,11 +132,6 @@ class Mamba2Spec:
         outputs = 2 * self.inner_size + 2 * self.group_size + self.num_heads
         return [(outputs, hidden_size), (hidden_size, self.inner_size)]
 
-    def state_numbers(self, hidden_size: int) -> int:
-        """Numbers kept of a sequence."""
-        conv = (self.conv_width - 1) * (self.inner_size + 2 * self.group_size)
-        return conv + self.num_heads * self.head_dim * self.state_size
-
     def num_parameters(self, hidden_size: int) -> int:
         """Weights and biases of this mixer."""
         (outputs, _), _ = shapes = self.projections(hidden_size)
@@ -179,10 +165,6 @@ class MambaSpec:
         """Outputs and inputs of the matrices."""
         inner, rank = self.inner_size, self.step_rank
         return [(2 * inner, hidden_size), (rank + 2 * self.state_size, inner), (inner, rank), (hidden_size, inner)]
-
-    def state_numbers(self, hidden_size: int) -> int:
-        """Numbers kept of a sequence."""
-        return self.inner_size * (self.conv_width - 1 + self.state_size)
 
     def num_parameters(self, hidden_size: int) -> int:
         """Weights and biases of this mixer."""
@@ -219,10 +201,6 @@ class LinearAttentionSpec:
     def projections(self, hidden_size: int) -> list[tuple[int, int]]:
         """Outputs and inputs of the matrices."""
         return [(4 * self.size, hidden_size), (hidden_size, self.size)]
-
-    def state_numbers(self, hidden_size: int) -> int:
-        """Numbers kept of a sequence."""
-        return self.size * self.head_dim
 
     def num_parameters(self, hidden_size: int) -> int:
         """Weights of this mixer."""
