@@ -130,7 +130,8 @@ class MoEPagedAttention(Layer):
         return self.tables.allocate(self._shared(), [(expert_idx, seq_len, seq_id)])[0]
 
     def free(self, seq_id: int) -> None:
-        """Give back all blocks of a sequence that ended, or that starts anew. One that was never here has none."""
+        """Give back all blocks of a sequence that ended, or that starts anew: those that the engine hands to a model's
+        `forget`. One that was never here has none."""
         self.tables.free(self._shared(), seq_id)
 
     def forward(self, hidden: Tensor, ids: Tensor, weights: Tensor, batch: Batch) -> Tensor:

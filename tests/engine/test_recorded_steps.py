@@ -48,6 +48,10 @@ RECORDED = [
     "deepseek_v3",
     "mistral4",
     "longcat_flash",
+    "jetmoe",
+    "mimo_v2_flash",
+    "gemma4_text",
+    "beam",
 ]
 
 
