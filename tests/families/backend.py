@@ -4,6 +4,7 @@
 images and sound that are made as small as they can be (`TOWERS`).
 """
 
+from copy import deepcopy
 from typing import Any
 
 from tests.families.common import ABSENT, COMMON
@@ -631,7 +632,7 @@ def config_of(family: str, **overrides: Any) -> Any:
     from transformers import AutoConfig
 
     keys = {"tie_word_embeddings": False, **COMMON, **CONFIGS.get(family, TEXT.get(family, {})), **overrides}
-    keys = {key: value for key, value in keys.items() if value is not ABSENT}
+    keys = deepcopy({key: value for key, value in keys.items() if value is not ABSENT})  # transformers writes into them
     if family in PARTS:
         inner = config_of(PARTS[family][1], **overrides)
         return AutoConfig.for_model(family, **{PARTS[family][0]: inner.to_dict()}, **PARTS[family][2])
