@@ -26,9 +26,10 @@ HEAD = """# Architectures
 This page is made by `make parity`, from what its tests measured; `moesaic models` shows the same on the command line.
 
 Each architecture was compared with transformers {version} on tiny random models of as many configurations as the column
-says: prompts in one piece, in chunks and token by token, several at once. *Difference* is the largest of all logits, relative to the largest logit. *Native* ones have a spec of
-ours, whose words that are in use are listed; *refused* are config keys whose other values are. Every key of a config
-that a native architecture does not know is refused as well.
+says: prompts in one piece, in chunks and token by token, several at once. *Difference* is the largest of all logits,
+relative to the largest logit. *Native* ones have a spec of ours, whose words that are in use are listed; *refused*
+are config keys whose other values are. Every key of a config that a native architecture does not know is refused as
+well.
 
 Those **through transformers** run its modelling code with our scheduler, and our experts where nothing else is said:
 *packed* with our paged attention, *a request at a time* with one cache of transformers' a request, so that prompts are
