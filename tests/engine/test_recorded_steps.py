@@ -45,6 +45,8 @@ RECORDED = [
     "mixtral",
     "llama",
     "llama4_text",
+    "afmoe",
+    "phimoe",
     "deepseek_v3",
     "mistral4",
     "longcat_flash",

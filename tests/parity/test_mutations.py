@@ -60,6 +60,13 @@ def moe(**changes):
     return mutate
 
 
+def unlimited(model):
+    """No activation is clamped, neither of experts nor of the shared one."""
+    for layer in model.layers:
+        layer.mlp.spec = replace(layer.mlp.spec, limit=1e9)
+        layer.mlp.shared.gate_up.limit = 1e9
+
+
 def multipliers(**changes):
     """Change the model's multipliers."""
 
@@ -150,6 +157,7 @@ CASES = {
     "afmoe: gates forgotten": ("afmoe", {}, attention(output_gate=None)),
     "afmoe: softplus instead of sigmoid": ("afmoe", {}, attention(output_gate=GateSpec(function="softplus"))),
     "laguna: cap of the router's logits forgotten": ("laguna", {"mlp_layer_types": ["sparse"] * 3}, router(cap=None)),
+    "step3p7: limits forgotten": ("step3p7", {"mlp_layer_types": ["sparse"] * 3}, unlimited),
     "dbrx: clip forgotten": ("dbrx", {}, attention(clip_qkv=None)),
     "deepseek_v3: scale without yarn": ("deepseek_v3", {}, attention(scale=32**-0.5)),
     "deepseek_v3: latents not normed": ("deepseek_v3", {}, latents_not_normed),
