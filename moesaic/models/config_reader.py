@@ -11,7 +11,7 @@ from moesaic.core.errors import CheckpointError, ConfigError, UnsupportedError, 
 _REQUIRED = object()
 
 # Keys that say nothing about what is computed at inference. Older versions of transformers wrote all the
-# generic ones into every config.json.
+# generic ones into every config.json. The last line: of training in parallel, and of layers that only speculation reads.
 _METADATA = """
     _name_or_path _commit_hash _attn_implementation attn_implementation _attn_implementation_autoset
     _experts_implementation architectures auto_map model_type transformers_version torch_dtype dtype
@@ -24,7 +24,8 @@ _METADATA = """
     max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k
     top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
     bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values
-    pretraining_tp exponential_decay_length_penalty suppress_tokens begin_suppress_tokens tf_legacy_loss
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens tf_legacy_loss
+    pretraining_tp num_nextn_predict_layers num_mtp_layers
 """
 METADATA = frozenset(_METADATA.split())
 

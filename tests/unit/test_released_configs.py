@@ -46,6 +46,8 @@ PUBLISHED = {
     "Jamba-v0.1": (51.6, 12.1),
     "granite-4.0-h-tiny": (6.9, 1.4),  # published as 7 and 1
     "Kimi-Linear-48B-A3B": (49.1, 3.3),
+    "Qwen3-VL-30B-A3B": (30.5, 3.3),
+    "GLM-4.5V": (106.9, 12.7),
 }
 
 

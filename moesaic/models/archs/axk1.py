@@ -22,7 +22,6 @@ MODEL_TYPE = "axk1"
 
 def spec(c: ConfigReader) -> ModelSpec:
     """What the model computes."""
-    c.ignore("num_nextn_predict_layers")  # layers for speculation, which plain decoding leaves out
     attention = mla(c)
     moe = deepseek_moe(c, scale=2.5)
     dense = DenseSpec(intermediate_size=c.require(int, "intermediate_size"), activation=activation(c))

@@ -12,7 +12,6 @@ MODEL_TYPE = "deepseek_v3"
 
 def spec(c: ConfigReader) -> ModelSpec:
     """What the model computes."""
-    c.ignore("num_nextn_predict_layers", "num_mtp_layers")  # layers for speculation, which plain decoding leaves out
     c.refuse_unless("moe_layer_freq", 1)
     attention = mla(c)
     moe = deepseek_moe(c, scale=2.5)

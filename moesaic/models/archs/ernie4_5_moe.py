@@ -23,7 +23,7 @@ MODEL_TYPE = "ernie4_5_moe"
 def spec(c: ConfigReader) -> ModelSpec:
     """What the model computes."""
     act = activation(c)
-    c.ignore("moe_capacity", "num_nextn_predict_layers")  # for training, and for speculation
+    c.ignore("moe_capacity")  # for training
     c.refuse_unless("moe_gate", "topk")
     c.refuse_unless("moe_use_aux_free", True)
     bias = c.read(bool | None, "use_bias", absent=False) or False

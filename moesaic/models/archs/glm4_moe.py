@@ -11,7 +11,6 @@ MODEL_TYPE = "glm4_moe"
 
 def spec(c: ConfigReader) -> ModelSpec:
     """What the model computes."""
-    c.ignore("num_nextn_predict_layers", "num_mtp_layers")  # layers for speculation, which plain decoding leaves out
     attention = gqa(
         c,
         num_kv_heads=8,

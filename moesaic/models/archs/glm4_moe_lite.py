@@ -11,7 +11,6 @@ MODEL_TYPE = "glm4_moe_lite"
 
 def spec(c: ConfigReader) -> ModelSpec:
     """What the model computes."""
-    c.ignore("num_nextn_predict_layers", "num_mtp_layers")  # layers for speculation, which plain decoding leaves out
     attention = mla(c)
     moe = deepseek_moe(c, scale=1.8)
     dense = DenseSpec(intermediate_size=c.require(int, "intermediate_size"), activation=activation(c))

@@ -27,7 +27,7 @@ def spec(c: ConfigReader) -> ModelSpec:
     for key, value in {"hidden_act": "silu", "mla_use_nope": True, "moe_layer_freq": 1}.items():
         c.refuse_unless(key, value)
     c.refuse_unless("moe_router_activation_func", "sigmoid")
-    c.ignore("num_nextn_predict_layers", "use_grouped_topk")  # of speculation; the numbers of groups say it
+    c.ignore("use_grouped_topk")  # the numbers of groups say it
     linear = c.child("linear_attn_config")
     delta, listed = _delta(c, linear), linear.read(list | None, "full_attn_layers", absent=None)
     linear.ignore("kda_layers")  # the others

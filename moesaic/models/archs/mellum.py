@@ -25,7 +25,7 @@ THETAS = {"full_attention": 500000.0, "sliding_attention": 10000.0}
 def spec(c: ConfigReader) -> ModelSpec:
     """What the model computes."""
     # Layers for speculation, which plain decoding leaves out.
-    c.ignore("num_mtp_layers", "num_nextn_predict_layers", "mtp_layer_types", "mtp_mlp_layer_types")
+    c.ignore("mtp_layer_types", "mtp_mlp_layer_types")
     act = activation(c)
     bias = c.read(bool, "attention_bias", absent=False)
     attention = gqa(c, num_kv_heads=4, head_dim=128, rotary=False, bias=bias, qk_norm="head")

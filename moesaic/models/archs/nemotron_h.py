@@ -22,7 +22,7 @@ def spec(c: ConfigReader) -> ModelSpec:
     c.ignore("mamba_expand", "mamba_ssm_cache_dtype", "moe_shared_expert_overlap", "residual_in_fp32")
     c.ignore("rescale_prenorm_residual", "time_step_max", "time_step_floor", "time_step_limit", "mamba_dt_max")
     c.ignore("mamba_dt_limit", "mamba_dt_init_floor", "mamba_proj_bias")  # use_bias says it
-    c.ignore("num_nextn_predict_layers", "mtp_layers_block_type", "mtp_hybrid_override_pattern")  # for speculation
+    c.ignore("mtp_layers_block_type", "mtp_hybrid_override_pattern")  # for speculation
     c.ignore("rope_theta", "rope_parameters", "partial_rotary_factor")  # positions do not show
     mlp = DenseSpec(
         intermediate_size=c.read(int, "intermediate_size", absent=21504),

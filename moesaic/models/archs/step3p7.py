@@ -30,7 +30,7 @@ def spec(c: ConfigReader) -> ModelSpec:
     """What the model computes."""
     c = language_model(c, "image_token_id", "projector_bias", tied=False)
     c.call(num_experts="n_routed_experts", num_local_experts="n_routed_experts")
-    c.ignore("num_nextn_predict_layers", "mtp_layer_types", "mtp_mlp_layer_types")  # layers for speculation
+    c.ignore("mtp_layer_types", "mtp_mlp_layer_types")  # layers for speculation
     activation(c)
     layers = [LayerSpec(attention=a, ffn=ffn) for a, ffn in zip(_attention(c), _feed_forwards(c), strict=True)]
     return decoder(c, layers, norm=NormSpec(eps=c.require(float, "rms_norm_eps"), offset=1.0))
