@@ -11,7 +11,7 @@ from moesaic.core.errors import CheckpointError, ConfigError, UnsupportedError, 
 _REQUIRED = object()
 
 # Keys that say nothing about what is computed at inference. Older versions of transformers wrote all the
-# generic ones into every config.json. The last line: of training in parallel, and of layers that only speculation reads.
+# generic ones into every config.json. The last line: of training in parallel, and of layers that only speculate.
 _METADATA = """
     _name_or_path _commit_hash _attn_implementation attn_implementation _attn_implementation_autoset
     _experts_implementation architectures auto_map model_type transformers_version torch_dtype dtype
