@@ -10,6 +10,12 @@ enum moesaic_kv_kind {
     MOESAIC_KV_INT8 = 3,  // codes with one fp32 scale for each token, KV head, and key or value
 };
 
+enum moesaic_latent {
+    MOESAIC_NOT_LATENT = 0,
+    MOESAIC_LATENT = 1,           // a value is the first value_dim numbers of its key, and not kept apart
+    MOESAIC_LATENT_BY_TOKEN = 2,  // and tokens lie one after the other, to be read at chosen positions
+};
+
 // One layer's cache: blocks of `block_size` tokens, any number from 1 up. csrc/kernels/kv_layout.h says where a token lies.
 typedef struct {
     void* data;  // aligned to 64 bytes
@@ -18,7 +24,7 @@ typedef struct {
     int32_t heads;  // KV heads
     int32_t key_dim;
     int32_t value_dim;
-    int32_t latent;  // 1: a value is the first value_dim numbers of its key, and not kept apart
+    int32_t latent;  // moesaic_latent
 } moesaic_kv_cache;
 
 // Bytes of one block of such a cache.
@@ -97,6 +103,10 @@ typedef struct {
     float scale;    // of the scores
     float softcap;  // scores become cap * tanh(score / cap); 0 for none
     int32_t chunked;  // 1: a token sees its own chunk of positions, cut at multiples of the window
+    // Where it is not NULL, each row is a sequence by itself, of one query: number i of its seq_lens[row] tokens is the one
+    // at position selected[row * selected_stride + i]. There are no query_start and no window then.
+    const int32_t* selected;
+    int64_t selected_stride;
 } moesaic_paged_attention_args;
 
 MOESAIC_API void moesaic_paged_attention(const moesaic_paged_attention_args* args);

@@ -62,7 +62,8 @@ public:
         first_row_ = tile * w.tile_rows;
         rows_ = std::min(w.tile_rows, w.rows - first_row_);
         const int64_t table_row = c_.a.table_rows != nullptr ? c_.a.table_rows[w.index] : w.index;
-        tiles_.of(c_.a.block_tables + table_row * c_.a.table_stride, head_);
+        const int32_t* selected = c_.a.selected != nullptr ? c_.a.selected + w.index * c_.a.selected_stride : nullptr;
+        tiles_.of(c_.a.block_tables + table_row * c_.a.table_stride, head_, selected);
         load_queries();
         if (w.parts == 1) {
             whole();

@@ -57,8 +57,8 @@ inline void make_plan(const moesaic_paged_attention_args& a, AttentionPlan& plan
     for (int64_t s = 0; s < *a.sequences; ++s) {
         SequenceWork w{};
         w.index = s;
-        w.first_query = a.query_start[s];
-        w.queries = a.query_start[s + 1] - w.first_query;
+        w.first_query = a.selected != nullptr ? s : a.query_start[s];
+        w.queries = a.selected != nullptr ? 1 : a.query_start[s + 1] - w.first_query;
         w.tokens = a.seq_lens[s];
         if (w.queries <= 0) continue;
         w.rows = w.queries * group;

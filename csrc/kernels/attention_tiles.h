@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention_plan.h"
+#include "panels.h"
 
 namespace moesaic {
 
@@ -16,7 +17,7 @@ struct Call {
           group(args.heads / args.cache.heads),
           dim(args.cache.key_dim),
           columns(round_up(args.cache.value_dim, TILE)),
-          native(args.cache.block_size % TILE == 0) {}
+          native(args.cache.block_size % TILE == 0 && !layout.by_token && args.selected == nullptr) {}
 
     const moesaic_paged_attention_args& a;
     KvLayout layout;
@@ -27,6 +28,7 @@ struct Call {
 private:
     static moesaic_kv_cache with_native_blocks(moesaic_kv_cache cache) {
         cache.block_size = TILE;
+        cache.latent = cache.latent == MOESAIC_NOT_LATENT ? MOESAIC_NOT_LATENT : MOESAIC_LATENT;
         return cache;
     }
 };
@@ -47,10 +49,14 @@ public:
         wide_keys_ = static_cast<U*>(take(CHUNK * c_.dim, sizeof(float)));
         wide_values_ = static_cast<U*>(take(CHUNK * c_.columns, sizeof(float)));
         gathered_ = static_cast<char*>(take(TILES * c_.tile.tile_bytes, 1));
+        rows_ = static_cast<uint32_t*>(take(TILE * c_.dim, sizeof(float)));
         scales_ = static_cast<float*>(take(2 * CHUNK, sizeof(float)));
     }
 
-    void of(const int64_t* table, int64_t head) { table_ = table, head_ = head; }
+    // `selected`: the positions of its tokens, where these are not all from 0 on; else NULL.
+    void of(const int64_t* table, int64_t head, const int32_t* selected) {
+        table_ = table, head_ = head, selected_ = selected;
+    }
 
     // The tiles of the chunk at `base` with tokens [begin, end).
     void fetch(int64_t base, int64_t begin, int64_t end) {
@@ -111,13 +117,40 @@ private:
                head_ * c_.layout.head_bytes;
     }
 
-    // A tile of 16 put together from blocks of any size.
+    // The tile that a token lies in, and its lane there.
+    const char* tile_of(int64_t token, int64_t& lane) const {
+        const int64_t position = selected_ != nullptr ? selected_[token] : token, size = c_.a.cache.block_size;
+        const int64_t offset = position % size;
+        lane = offset % c_.layout.width;
+        return block_of(position / size) + offset / c_.layout.width * c_.layout.tile_bytes;
+    }
+
+    // A tile of 16 put together from tokens that lie anywhere.
     const char* gather(int64_t token, char* to) const {
-        const int64_t size = c_.a.cache.block_size;
-        for (int64_t t = 0; t < TILE && token + t < end_; ++t) {
-            copy(block_of((token + t) / size), (token + t) % size, to, t);
+        const int64_t count = std::min<int64_t>(TILE, end_ - token);
+        int64_t lane;
+        const bool units = c_.layout.element * (c_.tile.paired() ? 2 : 1) == 4;  // 32 bits of a token lie together
+        if (units && c_.layout.by_token && c_.dim * c_.layout.element % 4 == 0) {
+            gather_rows(token, count, reinterpret_cast<uint32_t*>(to));
+            return to;
+        }
+        for (int64_t t = 0; t < count; ++t) {
+            const char* from = tile_of(token + t, lane);
+            copy(from, lane, to, t);
         }
         return to;
+    }
+
+    // The same where a token is one row of 32-bit units, an fp32 or a pair each.
+    void gather_rows(int64_t token, int64_t count, uint32_t* to) const {
+        const int64_t units = c_.dim * c_.layout.element / 4;
+        int64_t lane;
+        for (int64_t t = 0; t < count; ++t) {
+            std::memcpy(rows_ + t * units, tile_of(token + t, lane), size_t(units) * 4);
+        }
+        for (int64_t t = 0; t < count; t += W) {
+            transpose(rows_ + t * units, units, int(std::min<int64_t>(W, count - t)), units, to + t, TILE);
+        }
     }
 
     // One token from a tile of any width to one of 16.
@@ -166,9 +199,11 @@ private:
     const Call& c_;
     U *wide_keys_, *wide_values_;
     char* gathered_;
+    uint32_t* rows_;
     float* scales_;  // of keys, then of values
 
     const int64_t* table_ = nullptr;
+    const int32_t* selected_ = nullptr;
     int64_t head_ = 0, base_ = 0, end_ = 0;
     const char* tiles_[TILES] = {};
 };

@@ -9,6 +9,8 @@
 // bf16 lies in pairs, as vdpbf16ps reads it and a shift or a mask decodes it: keys [ceil(D / 2)][16][2], stripes of
 // values [8 token pairs][16][2]. So keys and a stripe of values are the same thing: steps of 16 lanes.
 //
+// A latent cache by token is read at chosen positions: there a tile is one token's numbers, one after the other.
+//
 // Tiles of a head follow each other, then heads, then blocks. Where the block size is no multiple of 16, one tile of
 // that width (made even) holds the block, and readers copy its tokens into a tile of 16 first.
 #pragma once
@@ -23,7 +25,8 @@ constexpr int TILE = 16;  // tokens of a tile, and columns of a stripe
 struct KvLayout {
     explicit KvLayout(const moesaic_kv_cache& cache)
         : kind(cache.kind),
-          width(cache.block_size % TILE == 0 ? TILE : round_up(cache.block_size, 2)),
+          by_token(cache.latent == MOESAIC_LATENT_BY_TOKEN),
+          width(by_token ? 1 : cache.block_size % TILE == 0 ? TILE : round_up(cache.block_size, 2)),
           element(cache.kind == MOESAIC_KV_F32 ? 4 : cache.kind == MOESAIC_KV_INT8 ? 1 : 2),
           key_elements((paired() ? round_up(cache.key_dim, 2) : cache.key_dim) * width),
           stripe_elements(width * TILE),
@@ -33,7 +36,7 @@ struct KvLayout {
           head_bytes(tile_bytes * ((cache.block_size + width - 1) / width)),
           block_bytes(head_bytes * cache.heads) {}
 
-    bool paired() const { return kind == MOESAIC_KV_BF16; }
+    bool paired() const { return kind == MOESAIC_KV_BF16 && !by_token; }
 
     // Index of number d of the token in lane t, among the elements of a tile's keys, and of its values.
     int64_t key_index(int64_t t, int64_t d) const {
@@ -45,6 +48,7 @@ struct KvLayout {
     }
 
     int kind;
+    bool by_token;
     int64_t width;    // tokens of a tile as stored
     int64_t element;  // bytes
     int64_t key_elements, stripe_elements;

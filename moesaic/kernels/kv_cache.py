@@ -20,6 +20,8 @@ class KVCacheSpec:
         dtype: a floating one; or int8, codes with one fp32 scale per token and head for the key and one for the value.
         value_dim: of a value, where it is not head_dim.
         latent: a value is the first `value_dim` numbers of its key, and not kept apart (MLA).
+        by_token: of a latent one, that tokens lie one after the other wherever tiles hold 16, for it is read at chosen
+            positions.
         tiled: laid out as the CPU kernels read it (`kernels.cpu.attention`), else as the oracle does.
     """
 
@@ -28,6 +30,7 @@ class KVCacheSpec:
     dtype: torch.dtype
     value_dim: int | None = None
     latent: bool = False
+    by_token: bool = False
     tiled: bool = False
 
     @property
@@ -50,8 +53,8 @@ class KVCacheSpec:
 
     def _tiled_bytes(self, block_size: int) -> int:
         """The same, with the padding of csrc/kernels/kv_layout.h, whose arithmetic this repeats (a test compares)."""
-        width = TILE if block_size % TILE == 0 else _round_up(block_size, 2)
-        pair = 2 if self.dtype is torch.bfloat16 else 1
+        width = 1 if self.by_token else TILE if block_size % TILE == 0 else _round_up(block_size, 2)
+        pair = 2 if self.dtype is torch.bfloat16 and not self.by_token else 1
         size = _round_up(_round_up(self.head_dim, pair) * width * self.dtype.itemsize, 64)
         if not self.latent:
             size += _round_up(self.value_size, TILE) * width * self.dtype.itemsize

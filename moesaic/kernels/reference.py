@@ -15,6 +15,7 @@ from moesaic.kernels.reference_attention import (
 )
 from moesaic.kernels.reference_elementwise import add_bias, add_identity, apply_gate, clamp, mix, softcap
 from moesaic.kernels.reference_expert_linear import gather_linear, spread_linear
+from moesaic.kernels.reference_indexer import prepare_index, select_positions, selected_attention
 from moesaic.kernels.reference_latent import head_linear, prepare_latent
 from moesaic.kernels.reference_moe import activated_linear, combine, fused_moe, gated_linear, linear
 from moesaic.kernels.reference_norm import (
@@ -62,6 +63,7 @@ __all__ = [
     "norm_heads",
     "paged_attention",
     "plan_attention",
+    "prepare_index",
     "prepare_latent",
     "prepare_qkv",
     "query_temperature",
@@ -69,6 +71,8 @@ __all__ = [
     "rope_table",
     "rotate",
     "route",
+    "select_positions",
+    "selected_attention",
     "selective_scan",
     "softcap",
     "spread_linear",

@@ -24,7 +24,7 @@ FAMILIES = {
     ),
     "attention": (
         *("rope_table", "rotate", "query_temperature", "prepare_qkv", "prepare_latent"),
-        *("plan_attention", "paged_attention"),
+        *("plan_attention", "paged_attention", "prepare_index", "select_positions", "selected_attention"),
     ),
     "norms": (
         *("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm", "gather_rows"),

@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from moesaic.kernels.cpu.latent import PackedHeads
 from moesaic.kernels.cpu.packed import Split
+from moesaic.kernels.reference_indexer import Selection
 from moesaic.layers.base import BuildContext, Layer, NamedViews
 from moesaic.layers.kv_cache import KVCache, KVCacheSpec, TiledCache
 from moesaic.layers.linear import ColumnParallelLinear, ReplicatedLinear, RowParallelLinear
 from moesaic.layers.norm import Norm
 from moesaic.layers.rope import shared_frequencies
 from moesaic.layers.step import Step
-from moesaic.models.spec import LatentAttentionSpec, NormSpec
+from moesaic.models.spec import IndexerSpec, LatentAttentionSpec, NormSpec
 
 
 class LatentAttention(Layer):
@@ -38,9 +39,20 @@ class LatentAttention(Layer):
         self.o = RowParallelLinear(
             spec.num_heads * spec.value_dim, hidden_size, bias=spec.output_bias, ctx=ctx.under("o")
         )
-        dtype, tiled = ctx.kv_dtype or ctx.dtype, ctx.backends["attention"] == "cpu"
-        cache = KVCacheSpec(1, spec.cached_dim, dtype, value_dim=spec.latent_dim, latent=True, tiled=tiled)
+        cache = KVCacheSpec(
+            1,
+            spec.cached_dim,
+            ctx.kv_dtype or ctx.dtype,
+            value_dim=spec.latent_dim,
+            latent=True,
+            by_token=spec.indexer is not None,
+            tiled=ctx.backends["attention"] == "cpu",
+        )
         self.cache_specs = [cache]
+        self.indexer: Indexer | None = None
+        if spec.indexer is not None and spec.indexer.source == "own":
+            self.indexer = Indexer(ctx.under("indexer"), spec.indexer, hidden_size, spec.query_rank or 0)
+            self.cache_specs.append(self.indexer.cache_spec)
         if spec.rope is not None:
             self.inverse_frequencies, self.rope_factor = shared_frequencies(spec.rope, spec.rope_dim, ctx.device)
         self._rope_table = ctx.kernel("rope_table")
@@ -48,18 +60,22 @@ class LatentAttention(Layer):
         self._head_linear = ctx.kernel("head_linear")
         self._prepare_latent = ctx.kernel("prepare_latent")
         self._plan = ctx.kernel("plan_attention")
-        self._attend = ctx.kernel("paged_attention")
+        self._attend, self._attend_selected = ctx.kernel("paged_attention"), ctx.kernel("selected_attention")
 
-    def forward(self, hidden: Tensor, step: Step, cache: KVCache | TiledCache) -> Tensor:
-        """`[T, hidden]` -> `[T, hidden]`; writes the step's latents into `cache`."""
-        spec = self.spec
-        heads = self._queries(hidden).view(-1, spec.num_heads, spec.key_dim + spec.rope_dim)
+    def forward(
+        self, hidden: Tensor, step: Step, cache: KVCache | TiledCache, index: KVCache | TiledCache | None = None
+    ) -> Tensor:
+        """`[T, hidden]` -> `[T, hidden]`; the step's latents go into `cache`, its indexer's keys into `index`."""
+        spec, table = self.spec, self._table(step)
+        inner = hidden if spec.query_rank is None else self.q_a_norm(self.q_a(hidden))
+        heads = (self.q if spec.query_rank is None else self.q_b)(inner)
+        heads = heads.view(-1, spec.num_heads, spec.key_dim + spec.rope_dim)
         query = self._prepare_latent(
             self._head_linear(heads[..., : spec.key_dim], self.kv_b.absorbing, spec.rope_dim),
             heads[..., spec.key_dim :],
             self.kv_a(hidden),
             self.kv_a_norm.weight,
-            self._table(step),
+            table,
             step.batch.slots,
             cache,
             eps=spec.norm_eps,
@@ -68,12 +84,20 @@ class LatentAttention(Layer):
         if spec.temperature is not None:
             factors = step.temperature(self._temperature, spec.temperature)
             query = self._apply_gate(query.flatten(1), factors, "identity").view(query.shape)
-        mixed = self._attend(query, cache, step.attention_plan(self._plan, cache, None), spec.scale)
+        if self.indexer is not None:
+            assert index is not None
+            step.selection = self.indexer(hidden, inner, table, step, index)
+        mixed = self._attention(query, cache, step)
         return self.o(self._head_linear(mixed, self.kv_b.expanding).view(-1, spec.num_heads * spec.value_dim))
 
-    def _queries(self, hidden: Tensor) -> Tensor:
-        """`[T, hidden]` -> `[T, heads * (key_dim + rope_dim)]`."""
-        return self.q(hidden) if self.spec.query_rank is None else self.q_b(self.q_a_norm(self.q_a(hidden)))
+    def _attention(self, query: Tensor, cache: KVCache | TiledCache, step: Step) -> Tensor:
+        """`[T, heads, L + R]` -> `[T, heads, L]`."""
+        mixed: Tensor
+        if self.spec.indexer is None:
+            mixed = self._attend(query, cache, step.attention_plan(self._plan, cache, None), self.spec.scale)
+        else:
+            mixed = self._attend_selected(query, cache, step.batch, step.selection, self.spec.scale)
+        return mixed
 
     def _table(self, step: Step) -> Tensor | None:
         """The angles of the step's positions."""
@@ -85,6 +109,42 @@ class LatentAttention(Layer):
     def loaded(self) -> None:
         if self.spec.latent_scale != 1.0:
             self.kv_a_norm.weight.data.mul_(self.spec.latent_scale)
+
+
+class Indexer(Layer):
+    """project to queries, a key and heads' weights → norm the key → rotate → write to a cache of its own → choose."""
+
+    def __init__(self, ctx: BuildContext, spec: IndexerSpec, hidden_size: int, query_rank: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.q = ReplicatedLinear(query_rank, spec.num_heads * spec.head_dim, ctx=ctx.under("q"))
+        self.k = ReplicatedLinear(hidden_size, spec.head_dim, ctx=ctx.under("k"))
+        self.k_norm = Norm(ctx, NormSpec(eps=spec.norm_eps, kind="layer", bias=True), spec.head_dim)
+        self.weights = ReplicatedLinear(hidden_size, spec.num_heads, ctx=ctx.under("weights"))
+        tiled = ctx.backends["attention"] == "cpu"
+        self.cache_spec = KVCacheSpec(
+            1, spec.head_dim, ctx.kv_dtype or ctx.dtype, value_dim=0, latent=True, tiled=tiled
+        )
+        self._prepare, self._select = ctx.kernel("prepare_index"), ctx.kernel("select_positions")
+
+    def forward(
+        self, hidden: Tensor, inner: Tensor, table: Tensor | None, step: Step, cache: KVCache | TiledCache
+    ) -> Selection:
+        """The positions that each token sees, from `[T, hidden]` and `[T, query_rank]`; writes keys into `cache`.
+
+        Scores are not scaled, for a positive factor changes no choice.
+        """
+        spec = self.spec
+        query = self._prepare(
+            self.q(inner).view(-1, spec.num_heads, spec.head_dim),
+            self.k_norm(self.k(hidden)),
+            table,
+            step.batch.slots,
+            cache,
+            interleaved=spec.interleaved,
+        )
+        selection: Selection = self._select(query, self.weights(hidden), cache, step.batch, spec.top_k)
+        return selection
 
 
 class HeadMatrices(Layer):

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from moesaic.core.batch import Batch
+from moesaic.kernels.reference_indexer import Selection
 from moesaic.layers.kv_cache import KVCache, TiledCache
 from moesaic.models.spec import QueryTemperature
 
@@ -15,11 +16,13 @@ class Step:
 
     Attributes:
         shortcut: `[T, hidden]`, what a layer leaves for the next one to add; None for nothing.
+        selection: the positions that the last layer with an indexer of its own has chosen.
     """
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.shortcut: Tensor | None = None
+        self.selection: Selection | None = None
         self._made: dict[Any, Any] = {}
 
     def rope(self, make: Callable[..., Any], inverse: Tensor, factor: float) -> Any:

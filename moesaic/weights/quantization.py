@@ -21,7 +21,7 @@ FLOAT_KIND: dict[DType, Kind] = {"float32": "f32", "float16": "f16", "bfloat16":
 # Small, or read by row: nothing is gained, and a router that errs sends tokens elsewhere.
 KEPT = (
     *("embed", "positions", "layers.*.mlp.router", "layers.*.mlp.shared_gate"),
-    *("layers.*.attention.router", "layers.*.shortcut.router"),
+    *("layers.*.attention.router", "layers.*.shortcut.router", "layers.*.attention.indexer.weights"),
     *("layers.*.attention.beta", "layers.*.attention.decay", "layers.*.attention.step*"),
 )
 OPTIONS = {"offsets": True, "symmetric": False}

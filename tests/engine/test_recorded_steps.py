@@ -50,6 +50,7 @@ RECORDED = [
     "deepseek_v3",
     "mistral4",
     "longcat_flash",
+    "glm_moe_dsa",
     "jetmoe",
     "mimo_v2_flash",
     "gemma4_text",

@@ -27,6 +27,7 @@ EXPERTS: dict[str, Any] = {
     "moe_intermediate_size": 48,
     "routed_scaling_factor": 1.7,
 }
+INDEX = {"index_topk": 6, "index_n_heads": 16, "index_head_dim": 24}  # so many heads that hardly a score is 0
 CONFIGS: dict[str, dict[str, Any]] = {
     "axk1": {**LATENT, **EXPERTS, "n_group": 4, "topk_group": 2},
     "deepseek_v2": {
@@ -44,6 +45,23 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n_group": 4,
         "topk_group": 2,
         "rope_parameters": YARN,
+    },
+    "deepseek_v32": {
+        **LATENT,
+        **EXPERTS,
+        **INDEX,
+        "first_k_dense_replace": 1,
+        "n_group": 4,
+        "topk_group": 2,
+        "rope_parameters": YARN,
+    },
+    "glm_moe_dsa": {
+        **LATENT,
+        **EXPERTS,
+        **INDEX,
+        "num_hidden_layers": 4,
+        "first_k_dense_replace": 1,
+        "indexer_types": ["full", "shared", "full", "shared"],
     },
     "glm4_moe_lite": {**LATENT, **EXPERTS, "n_group": 1, "topk_group": 1},
     "longcat_flash": {
@@ -76,6 +94,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3 plain queries, halves": ("deepseek_v3", {"q_lora_rank": None, "rope_interleave": False}),
     "deepseek_v3 biases, not renormalised": ("deepseek_v3", {"attention_bias": True, "norm_topk_prob": False}),
     "deepseek_v3 wide latents": ("deepseek_v3", {"kv_lora_rank": 64, "qk_nope_head_dim": 64, "v_head_dim": 40}),
+    "glm_moe_dsa own choices": ("glm_moe_dsa", {"indexer_types": ["full"] * 4, "index_topk": 9}),
     "glm4_moe_lite kinds of layers": ("glm4_moe_lite", {"mlp_layer_types": ["sparse", "dense", "sparse"]}),
     "longcat_flash no zero experts": ("longcat_flash", {"zero_expert_num": 0, "moe_topk": 2}),
     "mistral4 dense layers": ("mistral4", {"first_k_dense_replace": 2, "norm_topk_prob": False}),

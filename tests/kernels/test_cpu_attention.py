@@ -94,8 +94,10 @@ def test_a_block_takes_what_its_spec_says(isa, kind, block_size):
     for dim, value in ((8, None), (10, 7), (80, 128)):
         spec = spec_of(kind, 3, dim, value_dim=value)
         assert cpu.block_bytes(spec, block_size) == spec.bytes_per_block(block_size)
-    spec = spec_of(kind, 1, 40, value_dim=32, latent=True)
-    assert cpu.block_bytes(spec, block_size) == spec.bytes_per_block(block_size)
+    for by_token in (False, True):
+        for dim, value in ((40, 32), (37, 0)):
+            spec = spec_of(kind, 1, dim, value_dim=value, latent=True, by_token=by_token)
+            assert cpu.block_bytes(spec, block_size) == spec.bytes_per_block(block_size)
 
 
 @pytest.mark.parametrize("kind", KINDS)

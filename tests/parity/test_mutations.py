@@ -129,6 +129,29 @@ def no_identity(model):
         layer.shortcut.spec = replace(layer.shortcut.spec, identity_experts=0)
 
 
+def indexer(**changes):
+    """Change every indexer."""
+
+    def mutate(model):
+        for layer in model.layers:
+            layer.attention.indexer.spec = replace(layer.attention.indexer.spec, **changes)
+
+    return mutate
+
+
+def index_keys_not_normed(model):
+    for layer in model.layers:
+        layer.attention.indexer.k_norm.weight.fill_(1.0)
+        layer.attention.indexer.k_norm.bias.zero_()
+
+
+def no_index_weights(model):
+    for layer in model.layers[::2]:
+        layer.attention.indexer._select = lambda query, weights, *rest, select=layer.attention.indexer._select: select(
+            query, torch.zeros_like(weights), *rest
+        )
+
+
 CASES = {
     "mixtral: no renormalisation": ("mixtral", {}, router(renormalize=False)),
     "mixtral: one expert fewer": ("mixtral", {}, router(top_k=1)),
@@ -163,6 +186,10 @@ CASES = {
     "deepseek_v3: latents not normed": ("deepseek_v3", {}, latents_not_normed),
     "deepseek_v3: heads' keys swapped": ("deepseek_v3", {}, swap_heads),
     "deepseek_v3: halves for neighbours": ("deepseek_v3", {}, halves_for_neighbours),
+    "deepseek_v32: one position fewer": ("deepseek_v32", {}, indexer(top_k=5)),
+    "deepseek_v32: indexer's neighbours for halves": ("deepseek_v32", {}, indexer(interleaved=True)),
+    "deepseek_v32: indexer's keys not normed": ("deepseek_v32", {}, index_keys_not_normed),
+    "glm_moe_dsa: every layer chooses the lowest": ("glm_moe_dsa", {}, no_index_weights),
     "axk1: norm of what experts give forgotten": ("axk1", {}, no_post_norm),
     "longcat_flash: shortcut forgotten": ("longcat_flash", {}, no_shortcut),
     "longcat_flash: identity experts forgotten": ("longcat_flash", {}, no_identity),

@@ -20,6 +20,7 @@ from moesaic.entrypoints.bench.floor import (
 from moesaic.models.spec import (
     AttentionSpec,
     DenseSpec,
+    IndexerSpec,
     LatentAttentionSpec,
     LayerSpec,
     ModelSpec,
@@ -151,3 +152,34 @@ def test_a_layer_may_be_a_mixer_or_a_feed_forward_alone() -> None:
         assert step_bytes(split, PLAIN, work) == step_bytes(both, PLAIN, work)
         assert step_operations(split, work) == step_operations(both, work)
     assert split.num_parameters == both.num_parameters and split.num_active_parameters == both.num_active_parameters
+
+
+def test_an_indexer_looks_at_all_and_chooses_some():
+    latent = LatentAttentionSpec(
+        num_heads=2,
+        latent_dim=4,
+        key_dim=3,
+        rope_dim=2,
+        value_dim=5,
+        query_rank=6,
+        scale=1.0,
+        rope=None,
+        indexer=IndexerSpec(num_heads=3, head_dim=7, top_k=4),
+    )
+    shared = replace(latent, indexer=replace(latent.indexer, source="last"))
+    plain = replace(latent, indexer=None)
+    own, last, dense = (
+        replace(model(DENSE), layers=(LayerSpec(attention=attention, ffn=DENSE),))
+        for attention in (latent, shared, plain)
+    )
+    projections = 3 * 7 * 6 + 7 * HIDDEN + 3 * HIDDEN
+    assert latent.num_parameters(HIDDEN) - plain.num_parameters(HIDDEN) == projections + 2 * 7
+    assert shared.num_parameters(HIDDEN) == plain.num_parameters(HIDDEN)
+    step = decode(1, 10)
+    assert step_bytes(dense, PLAIN, step) - step_bytes(last, PLAIN, step) == pytest.approx(2 * 6 * (10 - 4))
+    own_bytes = 2 * (projections + 10 * 7) + 4 * 2 * 7
+    assert step_bytes(own, PLAIN, step) - step_bytes(last, PLAIN, step) == pytest.approx(own_bytes)
+    fewer = 2 * 2 * (6 + 4) * (10 - 4)
+    assert step_operations(dense, step) - step_operations(last, step) == pytest.approx(fewer)
+    more = 2 * (projections + 3 * 7 * 10)
+    assert step_operations(own, step) - step_operations(last, step) == pytest.approx(more)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from moesaic.core.errors import ConfigError, MoesaicError
-from moesaic.models.archs import deepseek_v3, glm4_moe_lite
+from moesaic.models.archs import deepseek_v3, deepseek_v32, glm4_moe_lite, glm_moe_dsa
 from moesaic.models.load import spec_of
 from moesaic.weights.rules import RuleBook
 
@@ -79,6 +79,14 @@ def test_a_temperature_needs_its_key():
         ("longcat_flash", {"norm_topk_prob": True}, "norm_topk_prob"),
         ("longcat_flash", {"head_dim": 64}, "head_dim = 64 is not supported; only 8 is"),
         ("longcat_flash", {"num_layers": 0}, "num_layers = 0: must be at least 1"),
+        ("deepseek_v32", {"q_lora_rank": None}, "an indexer makes its queries from attention's normed projection"),
+        ("deepseek_v32", {"index_head_dim": 6}, "8 numbers rotate, but an indexer's head has 6"),
+        ("deepseek_v32", {"index_topk": 0}, "top_k must be at least 1"),
+        ("deepseek_v32", {"rope_interleave": False}, "rope_interleave = false is not supported"),
+        ("deepseek_v32", {"layer_types": ["full_attention"] * 4}, "layer_types"),
+        ("glm_moe_dsa", {"indexer_types": ["shared"] + ["full"] * 3}, "the first layer has none before it"),
+        ("glm_moe_dsa", {"index_topk_pattern": "FFSX"}, "kind of layer in indexer_types 'X'"),
+        ("glm_moe_dsa", {"index_topk_pattern": "FFS"}, "kind of layer in indexer_types 'missing'"),
         ("glm4_moe_lite", {"mlp_layer_types": ["dense", "sparse"]}, "has 2 entries for 4 layers"),
     ],
 )
@@ -97,144 +105,28 @@ def test_a_shortcut_needs_a_layer_to_lead_to():
         replace(pair[0], ffn=pair[0].shortcut)
 
 
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, "FFFF"),
+        ({"index_topk_freq": 2}, "FFSF"),
+        ({"index_topk_freq": 2, "index_skip_topk_offset": 1}, "FSFS"),
+        ({"index_topk_pattern": "FSSF"}, "FSSF"),
+        ({"indexer_types": ["full", "shared", "shared", "full"], "index_topk_freq": 2}, "FSSF"),
+    ],
+)
+def test_which_layers_take_the_choice_of_another(keys, expected):
+    sources = [layer.attention.indexer.source for layer in spec("glm_moe_dsa", **keys).layers]
+    assert "".join({"own": "F", "last": "S"}[source] for source in sources) == expected
+
+
 def test_layers_for_speculation_are_not_needed():
-    for rules, layer in ((deepseek_v3.RULES, 61), (glm4_moe_lite.RULES, 47)):
+    for rules, layer in (
+        (deepseek_v3.RULES, 61),
+        (deepseek_v32.RULES, 61),
+        (glm4_moe_lite.RULES, 47),
+        (glm_moe_dsa.RULES, 78),
+    ):
         book = RuleBook(rules)
         assert book.ignored(f"model.layers.{layer}.eh_proj.weight")
         assert not book.ignored(f"model.layers.{layer - 1}.eh_proj.weight")
-
-
-DEEPSEEK_V3 = {
-    "architectures": ["DeepseekV3ForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "aux_loss_alpha": 0.001,
-    "ep_size": 1,
-    "first_k_dense_replace": 3,
-    "hidden_act": "silu",
-    "hidden_size": 7168,
-    "intermediate_size": 18432,
-    "kv_lora_rank": 512,
-    "max_position_embeddings": 163840,
-    "model_type": "deepseek_v3",
-    "moe_intermediate_size": 2048,
-    "moe_layer_freq": 1,
-    "n_group": 8,
-    "n_routed_experts": 256,
-    "n_shared_experts": 1,
-    "norm_topk_prob": True,
-    "num_attention_heads": 128,
-    "num_experts_per_tok": 8,
-    "num_hidden_layers": 61,
-    "num_key_value_heads": 128,
-    "num_nextn_predict_layers": 1,
-    "pretraining_tp": 1,
-    "q_lora_rank": 1536,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "rms_norm_eps": 1e-06,
-    "rope_scaling": {
-        "beta_fast": 32,
-        "beta_slow": 1,
-        "factor": 40,
-        "mscale": 1.0,
-        "mscale_all_dim": 1.0,
-        "original_max_position_embeddings": 4096,
-        "type": "yarn",
-    },
-    "rope_theta": 10000,
-    "routed_scaling_factor": 2.5,
-    "scoring_func": "sigmoid",
-    "seq_aux": True,
-    "tie_word_embeddings": False,
-    "topk_group": 4,
-    "topk_method": "noaux_tc",
-    "v_head_dim": 128,
-    "vocab_size": 129280,
-}
-KIMI_K2 = {
-    **DEEPSEEK_V3,
-    "model_type": "kimi_k2",
-    "first_k_dense_replace": 1,
-    "max_position_embeddings": 131072,
-    "n_group": 1,
-    "n_routed_experts": 384,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 64,
-    "num_nextn_predict_layers": 0,
-    "rope_theta": 50000.0,
-    "routed_scaling_factor": 2.827,
-    "topk_group": 1,
-    "vocab_size": 163840,
-}
-DEEPSEEK_V2_LITE = {
-    **{k: v for k, v in DEEPSEEK_V3.items() if k != "num_nextn_predict_layers"},
-    "architectures": ["DeepseekV2ForCausalLM"],
-    "model_type": "deepseek_v2",
-    "first_k_dense_replace": 1,
-    "hidden_size": 2048,
-    "intermediate_size": 10944,
-    "moe_intermediate_size": 1408,
-    "n_group": 1,
-    "n_routed_experts": 64,
-    "n_shared_experts": 2,
-    "norm_topk_prob": False,
-    "num_attention_heads": 16,
-    "num_experts_per_tok": 6,
-    "num_hidden_layers": 27,
-    "num_key_value_heads": 16,
-    "q_lora_rank": None,
-    "rope_scaling": {**DEEPSEEK_V3["rope_scaling"], "mscale": 0.707, "mscale_all_dim": 0.707},
-    "routed_scaling_factor": 1.0,
-    "scoring_func": "softmax",
-    "topk_group": 1,
-    "topk_method": "greedy",
-    "vocab_size": 102400,
-}
-
-
-LONGCAT_FLASH = {
-    "architectures": ["LongcatFlashForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "attention_method": "MLA",
-    "expert_ffn_hidden_size": 2048,
-    "ffn_hidden_size": 12288,
-    "hidden_size": 6144,
-    "kv_lora_rank": 512,
-    "max_position_embeddings": 131072,
-    "mla_scale_kv_lora": True,
-    "mla_scale_q_lora": True,
-    "moe_topk": 12,
-    "n_routed_experts": 512,
-    "num_attention_heads": 64,
-    "num_layers": 28,
-    "q_lora_rank": 1536,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000000.0,
-    "routed_scaling_factor": 6.0,
-    "router_bias": False,
-    "v_head_dim": 128,
-    "vocab_size": 131072,
-    "zero_expert_num": 256,
-    "zero_expert_type": "identity",
-}
-
-
-@pytest.mark.parametrize(
-    ("config", "total", "active", "cached"),
-    [
-        (DEEPSEEK_V3, 671.0, 37.6, 576),
-        (KIMI_K2, 1026.4, 32.9, 576),
-        (DEEPSEEK_V2_LITE, 15.7, 2.7, 576),
-        (LONGCAT_FLASH, 560.7, 28.0, 576),
-    ],
-    ids=["DeepSeek-V3", "Kimi-K2", "DeepSeek-V2-Lite", "LongCat-Flash"],
-)
-def test_released_models_have_the_parameters_that_were_published(config, total, active, cached):
-    _, found = spec_of(config)
-    assert round(found.num_parameters / 1e9, 1) == total
-    assert round(found.num_active_parameters / 1e9, 1) == active
-    assert found.layers[0].attention.cached_dim == cached

@@ -41,6 +41,8 @@ PUBLISHED = {
     "dbrx": (132.0, 36.0),
     "DeepSeek-V2-Lite": (15.7, 2.66),
     "DeepSeek-V3": (671.0, 37.6),
+    "DeepSeek-V3.2": (671.9, 37.6),
+    "LongCat-Flash-Chat": (560.7, 28.0),
     "Kimi-K2": (1026.0, 32.9),
     "GLM-4.7-Flash": (29.9, 3.6),
     "Jamba-v0.1": (51.6, 12.1),

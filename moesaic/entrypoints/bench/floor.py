@@ -94,7 +94,7 @@ def step_bytes(spec: ModelSpec, formats: Formats, work: Work) -> float:
         total += sum(matrix_bytes(formats.dense, *shape) for shape in _projections(attention, hidden))
         small = attention.num_parameters(hidden) - _elements(attention, hidden) if attention is not None else 0
         total += SMALL_BYTES * (small + layer.num_norms * hidden)
-        total += formats.kv_bytes * kept_numbers(attention) * sum(_keys_read(attention, *c) for c in work.chunks)
+        total += formats.kv_bytes * sum(_numbers_read(attention, *chunk) for chunk in work.chunks)
         if isinstance(layer.ffn, DenseSpec):
             total += _ffn_bytes(formats.dense, hidden, layer.ffn)
         if (moe := layer.moe) is not None:
@@ -120,7 +120,7 @@ def step_operations(spec: ModelSpec, work: Work) -> float:
         attention = layer.attention
         active = sum(ffn.num_active_parameters(hidden) for ffn in layer.feed_forwards)
         total += work.tokens * (_elements(attention, hidden) + active)
-        total += _pair_products(attention) * sum(_pairs(attention, *chunk) for chunk in work.chunks)
+        total += sum(_products(attention, *chunk) for chunk in work.chunks)
     return MULTIPLY_ADD * total
 
 
@@ -154,7 +154,9 @@ def _projections(attention: MixerSpec | None, hidden: int) -> list[tuple[int, in
     """(outputs, inputs) of attention's matrices."""
     if isinstance(attention, LatentAttentionSpec):
         down = (attention.query_rank or attention.q_size) + attention.cached_dim
-        return [(down, hidden), *attention.matrices, (hidden, attention.num_heads * attention.value_dim)]
+        around = [(down, hidden), *attention.matrices, (hidden, attention.num_heads * attention.value_dim)]
+        indexer = attention.indexer
+        return around if indexer is None else [*around, *indexer.matrices(hidden, attention.query_rank or 0)]
     if isinstance(attention, AttentionSpec):
         qkv = attention.q_size + attention.kv_size + attention.value_size
         return [(qkv + attention.gate_size, hidden), (hidden, attention.mixed_size)]
@@ -171,30 +173,45 @@ def _elements(attention: MixerSpec | None, hidden: int) -> int:
 def kept_numbers(attention: MixerSpec | None) -> int:
     """Numbers in the cache for a token."""
     if isinstance(attention, LatentAttentionSpec):
-        return attention.cached_dim
+        return attention.cached_dim + _index_dim(attention)
     return attention.kv_size + attention.value_size if isinstance(attention, AttentionSpec) else 0
 
 
-def _pair_products(attention: MixerSpec | None) -> int:
-    """Multiplications for a token and a position that it sees: scores, and mixing."""
-    if isinstance(attention, LatentAttentionSpec):
-        return attention.num_heads * (attention.cached_dim + attention.latent_dim)
-    return attention.q_size + attention.mixed_size if isinstance(attention, AttentionSpec) else 0
+def _index_dim(attention: LatentAttentionSpec) -> int:
+    """Of these, the indexer's."""
+    indexer = attention.indexer
+    return indexer.head_dim if indexer is not None and indexer.source == "own" else 0
+
+
+def _numbers_read(attention: MixerSpec | None, start: int, count: int) -> int:
+    """Numbers of the cache that a chunk needs: of all positions before its end, of those that its first token's window
+    reaches, or of as many as an indexer chooses, which has looked at its own of all."""
+    if isinstance(attention, LatentAttentionSpec) and attention.indexer is not None:
+        chosen = min(start + count, count * attention.indexer.top_k)
+        return chosen * attention.cached_dim + (start + count) * _index_dim(attention)
+    window = _window(attention)
+    positions = start + count if window is None else min(start + count, window - 1 + count)
+    return positions * kept_numbers(attention)
+
+
+def _products(attention: MixerSpec | None, start: int, count: int) -> int:
+    """Multiplications for all pairs of a chunk's token and a position that it sees: scores, and mixing."""
+    if not isinstance(attention, LatentAttentionSpec):
+        each = attention.q_size + attention.mixed_size if isinstance(attention, AttentionSpec) else 0
+        return each * _pairs(_window(attention), start, count)
+    each, indexer = attention.num_heads * (attention.cached_dim + attention.latent_dim), attention.indexer
+    if indexer is None:
+        return each * _pairs(None, start, count)
+    looked_at = indexer.num_heads * _index_dim(attention) * _pairs(None, start, count)
+    return looked_at + each * _pairs(indexer.top_k, start, count)
 
 
 def _window(attention: MixerSpec | None) -> int | None:
     return attention.window if isinstance(attention, AttentionSpec) else None
 
 
-def _keys_read(attention: MixerSpec | None, start: int, count: int) -> int:
-    """Positions whose keys a chunk needs: all before its end, or those that its first token's window reaches."""
-    window = _window(attention)
-    return start + count if window is None else min(start + count, window - 1 + count)
-
-
-def _pairs(attention: MixerSpec | None, start: int, count: int) -> int:
-    """Pairs of a computed token and a position that it sees."""
-    window = _window(attention)
-    if window is None:
+def _pairs(most: int | None, start: int, count: int) -> int:
+    """Pairs of a computed token and a position that it sees, at most so many of each token."""
+    if most is None:
         return count * start + count * (count + 1) // 2
-    return sum(min(position + 1, window) for position in range(start, start + count))
+    return sum(min(position + 1, most) for position in range(start, start + count))

@@ -110,6 +110,8 @@ class Attend(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("softcap", ctypes.c_float),
         ("chunked", ctypes.c_int32),
+        ("selected", ctypes.c_void_p),
+        ("selected_stride", ctypes.c_int64),
     )
 
 
@@ -160,7 +162,7 @@ class TiledCache:
             s.num_kv_heads,
             s.head_dim,
             s.value_size,
-            int(s.latent),
+            int(s.latent) + int(s.by_token),
         )
 
     def fill_(self, value: float) -> None:
@@ -183,6 +185,8 @@ def refuses(spec: KVCacheSpec) -> str | None:
             f"a latent cache has one head whose first numbers, a multiple of 16, are the value; "
             f"here are {spec.num_kv_heads} heads, {spec.value_size} of {spec.head_dim}"
         )
+    if spec.by_token and not spec.latent:
+        return "only a latent cache is kept by token"
     return None
 
 

@@ -17,6 +17,7 @@ from moesaic.kernels.cpu.attention import (
 from moesaic.kernels.cpu.elementwise import add_bias, add_identity, apply_gate, mix, softcap
 from moesaic.kernels.cpu.expert_linear import gather_linear, spread_linear
 from moesaic.kernels.cpu.heads import clamp, norm_heads
+from moesaic.kernels.cpu.indexer import prepare_index, select_positions, selected_attention
 from moesaic.kernels.cpu.latent import head_linear, prepare_latent
 from moesaic.kernels.cpu.library import Unavailable, isa
 from moesaic.kernels.cpu.matmul import ACTIVATIONS, activated_linear, fused_moe, gated_linear, linear
@@ -56,6 +57,7 @@ __all__ = [
     "norm_heads",
     "paged_attention",
     "plan_attention",
+    "prepare_index",
     "prepare_latent",
     "prepare_qkv",
     "query_temperature",
@@ -63,6 +65,8 @@ __all__ = [
     "rope_table",
     "rotate",
     "route",
+    "select_positions",
+    "selected_attention",
     "selective_scan",
     "softcap",
     "spread_linear",

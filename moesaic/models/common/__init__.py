@@ -2,7 +2,7 @@
 
 from moesaic.models.common.attention import gqa
 from moesaic.models.common.feed_forward import ACTIVATIONS, activation, deepseek_moe, shared_experts, some_dense
-from moesaic.models.common.latent import mla
+from moesaic.models.common.latent import indexer, mla
 from moesaic.models.common.layers import (
     NEUTRAL,
     decoder,
@@ -31,6 +31,7 @@ from moesaic.models.common.rules import (
     DECODER_RULES,
     DEEPSEEK_RULES,
     DENSE_RULES,
+    INDEXER_RULES,
     LATENT_DEEPSEEK_RULES,
     LATENT_RULES,
     MLP,
@@ -51,6 +52,7 @@ __all__ = [
     "DEEPSEEK_RULES",
     "DENSE_RULES",
     "GATED_DELTA_RULES",
+    "INDEXER_RULES",
     "LATENT_DEEPSEEK_RULES",
     "LATENT_RULES",
     "MLP",
@@ -67,6 +69,7 @@ __all__ = [
     "for_each_layer",
     "gated_query_rules",
     "gqa",
+    "indexer",
     "kinds_and_windows",
     "kinds_of_layers",
     "language_model",

@@ -4,7 +4,7 @@ from typing import Any
 
 from moesaic.models.common.positions import DEFAULT_THETA, rope
 from moesaic.models.config_reader import ConfigReader
-from moesaic.models.spec import LatentAttentionSpec, QueryTemperature, YarnScaling
+from moesaic.models.spec import IndexerSpec, LatentAttentionSpec, QueryTemperature, YarnScaling
 
 SIZES = {"latent_dim": "kv_lora_rank", "key_dim": "qk_nope_head_dim", "rope_dim": "qk_rope_head_dim"}
 
@@ -62,3 +62,18 @@ def _temperature(r: ConfigReader) -> QueryTemperature | None:
     r.ignore("max_position_embeddings")  # said twice
     beta = r.read(float | None, "llama_4_scaling_beta", absent=None)
     return QueryTemperature(scale=beta, period=r.require(int, "original_max_position_embeddings")) if beta else None
+
+
+def indexer(c: ConfigReader, *, num_heads: int, interleaved: bool = False) -> IndexerSpec:
+    """DeepSeek-V3.2's indexer.
+
+    Args:
+        num_heads: for a config that says nothing.
+        interleaved: whether neighbours are turned against each other.
+    """
+    return IndexerSpec(
+        num_heads=c.read(int, "index_n_heads", absent=num_heads),
+        head_dim=c.read(int, "index_head_dim", absent=128),
+        top_k=c.read(int, "index_topk", absent=2048),
+        interleaved=interleaved,
+    )

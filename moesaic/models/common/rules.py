@@ -75,6 +75,10 @@ LATENT_RULES = [  # of latent attention; its o_proj and a plain q_proj have thei
     rename(f"{_ATTENTION}.kv_a_layernorm.weight", "layers.{l}.attention.kv_a_norm.weight"),
     Rule(f"{_ATTENTION}.kv_b_proj.weight", "layers.{l}.attention.kv_b.{e}.weight", stacked="e", flat=True),
 ]
+INDEXER_RULES = [
+    rename(f"{_ATTENTION}.indexer.{theirs}.{{p}}", f"layers.{{l}}.attention.indexer.{ours}.{{p}}")
+    for theirs, ours in {"wq_b": "q", "wk": "k", "k_norm": "k_norm", "weights_proj": "weights"}.items()
+]
 LATENT_DEEPSEEK_RULES = [*DEEPSEEK_RULES, *LATENT_RULES]
 SANDWICH_RULES = [
     *BASE_RULES,

@@ -7,7 +7,7 @@ needs it; a choice has a name rather than a flag.
 from moesaic.models.spec.attention import AttentionSpec, GateSpec
 from moesaic.models.spec.expert_attention import ExpertAttentionSpec
 from moesaic.models.spec.feed_forward import Activation, DenseSpec, MoESpec, RouterSpec, SharedSpec
-from moesaic.models.spec.latent import LatentAttentionSpec
+from moesaic.models.spec.latent import IndexerSpec, LatentAttentionSpec
 from moesaic.models.spec.model import LayerSpec, MixerSpec, ModelSpec, Multipliers, NormSpec
 from moesaic.models.spec.positions import (
     LinearScaling,
@@ -34,6 +34,7 @@ __all__ = [
     "ExpertAttentionSpec",
     "GateSpec",
     "GatedDeltaSpec",
+    "IndexerSpec",
     "LatentAttentionSpec",
     "LayerSpec",
     "LinearAttentionSpec",

@@ -1,9 +1,47 @@
 """Latent attention: keys and values of all heads are made from one latent of a token."""
 
 from dataclasses import dataclass
+from typing import Literal
 
+from moesaic.core.errors import ConfigError
 from moesaic.models.spec.checks import require_positive
 from moesaic.models.spec.positions import QueryTemperature, RopeSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexerSpec:
+    """A small scorer beside attention: a token sees the positions alone that it scores highest (DeepSeek-V3.2 2025,
+    section 2.1, "lightning indexer").
+
+    Attributes:
+        top_k: positions that a token sees; among equal scores the lower one is taken.
+        source: "own" scores; or the choice of the "last" layer that has scores of its own.
+        interleaved: as of RopeSpec; what rotates are as many numbers of a head as of attention's, the first ones.
+        norm_eps: of the norm of keys.
+    """
+
+    num_heads: int
+    head_dim: int
+    top_k: int
+    source: Literal["own", "last"] = "own"
+    interleaved: bool = False
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        require_positive(self, "num_heads", "head_dim", "top_k")
+
+    def matrices(self, hidden_size: int, query_rank: int) -> list[tuple[int, int]]:
+        """(outputs, inputs) of the projections of queries, of keys, and to the heads' weights."""
+        if self.source == "last":
+            return []
+        queries = self.num_heads * self.head_dim, query_rank
+        return [queries, (self.head_dim, hidden_size), (self.num_heads, hidden_size)]
+
+    def num_parameters(self, hidden_size: int, query_rank: int) -> int:
+        """Weights, and the norm's bias."""
+        if self.source == "last":
+            return 0
+        return sum(rows * cols for rows, cols in self.matrices(hidden_size, query_rank)) + 2 * self.head_dim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +61,7 @@ class LatentAttentionSpec:
         output_bias: whether the last projection does.
         norm_eps: of the norms of latents.
         latent_scale: of the normed latent of keys and values.
+        indexer: chooses the positions that a token sees, from the normed projection of queries; None for all.
     """
 
     num_heads: int
@@ -38,11 +77,18 @@ class LatentAttentionSpec:
     output_bias: bool = False
     norm_eps: float = 1e-6
     latent_scale: float = 1.0
+    indexer: IndexerSpec | None = None
 
     def __post_init__(self) -> None:
         require_positive(self, "num_heads", "latent_dim", "key_dim", "rope_dim", "value_dim")
         if self.query_rank is not None:
             require_positive(self, "query_rank")
+        if self.indexer is None:
+            return
+        if self.query_rank is None:
+            raise ConfigError("an indexer makes its queries from attention's normed projection, of which there is none")
+        if self.rope is not None and self.indexer.head_dim < self.rope_dim:
+            raise ConfigError(f"{self.rope_dim} numbers rotate, but an indexer's head has {self.indexer.head_dim}")
 
     @property
     def q_size(self) -> int:
@@ -55,7 +101,7 @@ class LatentAttentionSpec:
 
     @property
     def matrices(self) -> list[tuple[int, int]]:
-        """(outputs, inputs) of all projections but those from and to the residual stream."""
+        """(outputs, inputs) of the projections within, neither from nor to the residual stream."""
         expand = self.num_heads * (self.key_dim + self.value_dim), self.latent_dim
         return [expand] if self.query_rank is None else [expand, (self.q_size, self.query_rank)]
 
@@ -67,6 +113,7 @@ class LatentAttentionSpec:
         return (
             hidden_size * (down + self.num_heads * self.value_dim)
             + sum(rows * cols for rows, cols in self.matrices)
+            + (self.indexer.num_parameters(hidden_size, inner) if self.indexer is not None else 0)
             + biases
             + inner
             + self.latent_dim
