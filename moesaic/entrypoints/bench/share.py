@@ -49,10 +49,9 @@ def formats_of(engine: LLMEngine) -> Formats:
             found[place] = matrix.format
     block_size = engine.engine.info.block_size
     per_number = [  # of each layer that keeps something of every token
-        cache.bytes_per_block(block_size) / (block_size * kept_numbers(spec.attention))
+        sum(c.bytes_per_block(block_size) for c in layer.cache_specs if isinstance(c, KVCacheSpec)) / block_size / kept
         for spec, layer in zip(model.spec.layers, model.layers, strict=True)
-        for cache in layer.cache_specs
-        if isinstance(cache, KVCacheSpec)
+        if (kept := kept_numbers(spec.attention))
     ]
     return Formats(
         experts=found["experts"],
