@@ -37,8 +37,6 @@ PUBLISHED = {
     "FlexOlmo-7x7B": (33.3, 33.3),
     "Llama-4-Scout": (107.8, 17.2),
     "LFM2-8B-A1B": (8.3, 1.5),
-    "Phi-3.5-MoE": (41.9, 6.6),
-    "dbrx": (132.0, 36.0),
     "DeepSeek-V2-Lite": (15.7, 2.66),
     "DeepSeek-V3": (671.0, 37.6),
     "DeepSeek-V3.2": (671.9, 37.6),
