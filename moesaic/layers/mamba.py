@@ -26,7 +26,7 @@ class Mamba(Layer):
         inner = spec.inner_size
         self.inputs = MergedColumnParallelLinear(hidden_size, {"x": inner, "gate": inner}, bias=spec.bias, ctx=ctx)
         self.conv = CausalConv(ctx, inner, spec.conv_width, spec.conv_bias)
-        sizes = {"step_down": spec.step_rank, "b": spec.state_size, "c": spec.state_size}
+        sizes = {"step_down": spec.step_rank, "step_b": spec.state_size, "step_c": spec.state_size}
         self.controls = MergedColumnParallelLinear(inner, sizes, ctx=ctx)
         self.step_norm, self.b_norm, self.c_norm = (ctx.parameter(size) for size in sizes.values())
         self.step_up = ColumnParallelLinear(spec.step_rank, inner, ctx=ctx.under("step_up"))

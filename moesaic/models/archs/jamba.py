@@ -70,7 +70,7 @@ RULES = [
     rename(f"{LAYER}.pre_ff_layernorm.weight", f"{OURS}.ffn_norm.weight"),
     *packed(f"{MAMBA}.in_proj.{{p}}", *(f"{ATTENTION}.{part}.{{p}}" for part in ("x", "gate"))),
     rename(f"{MAMBA}.conv1d.{{p}}", f"{ATTENTION}.conv.{{p}}"),
-    *packed(f"{MAMBA}.x_proj.weight", *(f"{ATTENTION}.{part}.weight" for part in ("step_down", "b", "c"))),
+    *packed(f"{MAMBA}.x_proj.weight", *(f"{ATTENTION}.step_{part}.weight" for part in ("down", "b", "c"))),
     rename(f"{MAMBA}.dt_layernorm.weight", f"{ATTENTION}.step_norm.weight"),
     rename(f"{MAMBA}.{{n}}_layernorm.weight", f"{ATTENTION}.{{n}}_norm.weight"),
     rename(f"{MAMBA}.dt_proj.weight", f"{ATTENTION}.step_up.weight"),
