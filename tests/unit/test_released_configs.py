@@ -43,6 +43,7 @@ PUBLISHED = {
     "LongCat-Flash-Chat": (560.7, 28.0),
     "Kimi-K2": (1026.0, 32.9),
     "GLM-4.7-Flash": (29.9, 3.6),
+    "Nemotron-3-Nano-30B-A3B": (31.6, 3.5),
     "Jamba-v0.1": (51.6, 12.1),
     "granite-4.0-h-tiny": (6.9, 1.4),  # published as 7 and 1
     "Kimi-Linear-48B-A3B": (49.1, 3.3),
