@@ -33,8 +33,10 @@ well.
 
 Those **through transformers** run its modelling code with our scheduler, and our experts where nothing else is said:
 *packed* with our paged attention, *a request at a time* with one cache of transformers' a request, so that prompts are
-computed in one step and prefixes are not found again. Their greedy tokens through the engine, in batches and with
-preemptions, are transformers' too. They are not quantised, and multimodal ones take text only.
+computed in one step and prefixes are not found again. They are not quantised, and multimodal ones take text only.
+
+Of every architecture the greedy tokens through the whole engine are transformers' too: in batches, with prompts in chunks
+where they may be, and with a preemption every seventh step.
 """
 
 

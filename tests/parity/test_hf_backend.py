@@ -6,10 +6,10 @@ A sample of them runs by default, one for each way in which they differ from wha
 import pytest
 import torch
 
-from moesaic import LLM, SamplingParams
 from moesaic.models.hf_backend.allowed import ALLOWED
 from tests.families.backend import FAMILIES, model_of
 from tests.parity.driver import Driver, load, relative_difference
+from tests.parity.greedy import check_greedy, generated
 from tests.parity.record import record
 from tests.parity.test_families import CHUNKS, TOLERANCE, random_streams, reference_logits
 from tests.tiny_models import draw
@@ -24,9 +24,6 @@ SAMPLE = (
 )
 LOOSE = {"DbrxForCausalLM": 1e-3}  # transformers' own decoding differs by 1e-4 from its own prefill
 WAYS = {"halves": 2, "thirds": 3}  # which part of a stream is its prompt, where prompts are computed whole
-PROMPTS = [[5, 9, 60, 3], [7], list(range(20, 57)), [1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89] * 3]
-TOKENS = 24
-BLOCK_SIZE = 4
 
 ALL = [pytest.param(name, marks=() if name in SAMPLE else pytest.mark.parity_full) for name in sorted(ALLOWED)]
 
@@ -108,41 +105,6 @@ def whole_then_single(model, streams):
 
 @pytest.mark.parametrize("architecture", ALL)
 def test_greedy_tokens(architecture, tmp_path):
-    """Through the whole engine, in batches, prompts in chunks where they may be; then again, with preemptions."""
     reference = saved(architecture, tmp_path, seed=3)
-    expected = [greedy(reference, prompt) for prompt in PROMPTS]
     budget = 48 if ALLOWED[architecture].mode == "request" else 16
-    options = {"skip_tokenizer_init": True, "threads": 1, "block_size": BLOCK_SIZE, "model_impl": "transformers"}
-    llm = LLM(str(tmp_path), max_num_batched_tokens=budget, max_model_len=64, **options)
-    assert generate(llm) == expected
-    engine = llm.llm_engine.engine
-    preempt_often(engine)
-    assert generate(llm) == expected
-    assert engine.stats.preemptions_total > 2
-
-
-def generate(llm):
-    params = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
-    outputs = llm.generate([{"prompt_token_ids": p} for p in PROMPTS], params, use_tqdm=False)
-    return [output.outputs[0].token_ids for output in outputs]
-
-
-def preempt_often(engine):
-    """From now on, every seventh step takes the blocks of a running sequence."""
-    step, scheduler, count = engine.step, engine.scheduler, iter(range(10_000))
-
-    def stepped():
-        if next(count) % 7 == 5 and scheduler.running:
-            scheduler.preempt(scheduler.running[-1])
-        return step()
-
-    engine.step = stepped
-
-
-def greedy(model, prompt):
-    """transformers' own tokens."""
-    ids = torch.tensor([prompt])
-    settings = {"max_new_tokens": TOKENS, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    with torch.inference_mode():
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)
-    return out[0, len(prompt) :].tolist()
+    check_greedy(generated(reference), tmp_path, max_num_batched_tokens=budget, model_impl="transformers")
