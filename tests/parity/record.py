@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
@@ -31,7 +32,8 @@ def native_facts(spec: ModelSpec) -> dict[str, list[str]]:
     """Words for what mixes tokens, for routers, and for every option of the spec that is in use."""
     mixers, routers, options = set(), set(), set()
     for layer in spec.layers:
-        mixers.add(mixer_kind(layer.attention))
+        if layer.attention is not None:
+            mixers.add(mixer_kind(layer.attention))
         if isinstance(layer.ffn, MoESpec):
             routers.add(layer.ffn.router.scoring)
         options |= options_of(layer)
@@ -40,11 +42,11 @@ def native_facts(spec: ModelSpec) -> dict[str, list[str]]:
 
 
 def mixer_kind(mixer: Any) -> str:
-    """`grouped queries`, `one head of keys`, or the name of another kind of spec."""
+    """What mixes tokens, in words: `grouped-query attention`, `latent attention`, `mamba 2`, ..."""
     if not isinstance(mixer, AttentionSpec):
-        return type(mixer).__name__.removesuffix("Spec")
+        return re.sub(r"(?<=[a-z])(?=[A-Z0-9])", " ", type(mixer).__name__.removesuffix("Spec")).lower()
     if mixer.num_kv_heads == mixer.num_heads:
-        return "attention"
+        return "multi-head attention"
     return "multi-query attention" if mixer.num_kv_heads == 1 else "grouped-query attention"
 
 
