@@ -149,7 +149,7 @@ private:
         }
         weigh_rows();
         if (wide) {
-            mix_wide();
+            mix_wide(last);
         } else {
             mix(base + CHUNK < last);
         }
@@ -247,8 +247,10 @@ private:
         }
     }
 
-    void mix_wide() {
+    // Meanwhile the next chunk comes, if the unit goes on beyond this one, to `last`.
+    void mix_wide(int64_t last) {
         for (int64_t column = 0; column < c_.columns; column += TILE) {
+            tiles_.fetch_ahead(base_ + CHUNK, last, column / TILE, c_.columns / TILE);
             for_groups([&](const Group& g) {
                 const int64_t start = g.from / TILE * TILE;
                 const Segment<Wide> segment{weights(g.row) + start / PAIR, tiles_.wide_stripe(column) + start * TILE,

@@ -17,7 +17,8 @@ namespace moesaic {
 
 constexpr int64_t CHUNK = 64;   // keys that are scored, then weighted, together
 constexpr int64_t SPLIT = 512;  // keys between two merges
-constexpr int64_t MAX_ROWS = 96;
+constexpr int64_t MAX_ROWS = 132;         // of a tile
+constexpr int64_t ROWS_WITH_VALUES = 96;  // of a tile where keys and values lie ready; latents cost more to decode
 constexpr double LEAST_WORK = 2e5;  // multiplications below which one thread is faster than waking others
 constexpr int64_t UNITS_PER_THREAD = 8;  // what a unit must not exceed: a thread's even share of the work over this
 
@@ -51,7 +52,7 @@ inline int64_t first_seen(const moesaic_paged_attention_args& a, int64_t positio
 
 // Fills `plan`; the largest units come first, so that threads end together.
 inline void make_plan(const moesaic_paged_attention_args& a, AttentionPlan& plan) {
-    const int64_t group = a.heads / a.cache.heads;
+    const int64_t group = a.heads / a.cache.heads, most = a.cache.latent ? MAX_ROWS : ROWS_WITH_VALUES;
     plan.sequences.clear();
     double total = 0, products = 0;
     for (int64_t s = 0; s < *a.sequences; ++s) {
@@ -62,8 +63,8 @@ inline void make_plan(const moesaic_paged_attention_args& a, AttentionPlan& plan
         w.tokens = a.seq_lens[s];
         if (w.queries <= 0) continue;
         w.rows = w.queries * group;
-        w.tiles = (w.rows + MAX_ROWS - 1) / MAX_ROWS;
-        w.tile_rows = std::min(MAX_ROWS, round_up((w.rows + w.tiles - 1) / w.tiles, ROWS));
+        w.tiles = (w.rows + most - 1) / most;
+        w.tile_rows = std::min(most, round_up((w.rows + w.tiles - 1) / w.tiles, ROWS));
         w.tiles = (w.rows + w.tile_rows - 1) / w.tile_rows;
         const int64_t first = first_seen(a, w.position(0, group));
         w.first_split = first / SPLIT;
@@ -79,10 +80,10 @@ inline void make_plan(const moesaic_paged_attention_args& a, AttentionPlan& plan
         return x.cost != y.cost ? x.cost > y.cost : x.index < y.index;
     });
     plan.alone = products < LEAST_WORK || team_size(INT32_MAX) == 1;
-    const double most = plan.alone ? total : total / double(team_size(INT32_MAX) * UNITS_PER_THREAD);
+    const double most_cost = plan.alone ? total : total / double(team_size(INT32_MAX) * UNITS_PER_THREAD);
     plan.units = plan.parts = plan.cut_tiles = 0;
     for (SequenceWork& w : plan.sequences) {
-        w.parts = w.cost > most ? w.splits : 1;
+        w.parts = w.cost > most_cost ? w.splits : 1;
         w.first_unit = plan.units;
         w.units = w.tiles * a.cache.heads * w.parts;
         w.first_part = plan.parts;

@@ -49,7 +49,7 @@ public:
         wide_keys_ = static_cast<U*>(take(CHUNK * c_.dim, sizeof(float)));
         wide_values_ = static_cast<U*>(take(CHUNK * c_.columns, sizeof(float)));
         gathered_ = static_cast<char*>(take(TILES * c_.tile.tile_bytes, 1));
-        rows_ = static_cast<uint32_t*>(take(TILE * c_.dim, sizeof(float)));
+        rows_ = static_cast<uint32_t*>(take(by_rows() ? CHUNK * c_.dim : 0, sizeof(float)));
         scales_ = static_cast<float*>(take(2 * CHUNK, sizeof(float)));
     }
 
@@ -75,6 +75,22 @@ public:
     const char* where(int64_t token) const {
         const int64_t size = c_.a.cache.block_size, block = uint32_t(token) / uint32_t(size);
         return block_of(block) + (token - block * size) / TILE * c_.layout.tile_bytes;
+    }
+
+    // Fetches one of so many parts of the chunk at `base`, whose tokens end at `end`, into the cache.
+    void fetch_ahead(int64_t base, int64_t end, int64_t part, int64_t parts) const {
+        if (c_.layout.by_token) {
+            int64_t lane;
+            const int64_t stop = std::min(end, base + (part + 1) * CHUNK / parts);
+            for (int64_t token = base + part * CHUNK / parts; token < stop; ++token) {
+                prefetch_lines(tile_of(token, lane), c_.layout.tile_bytes);
+            }
+        } else if (c_.native) {
+            const int64_t bytes = round_up(c_.tile.tile_bytes / parts, 64), begin = part * bytes;
+            for (int64_t t = 0; base + t * TILE < end && t < TILES && begin < c_.tile.tile_bytes; ++t) {
+                prefetch_lines(where(base + t * TILE) + begin, std::min(bytes, c_.tile.tile_bytes - begin));
+            }
+        }
     }
 
     bool coded() const { return c_.tile.kind == MOESAIC_KV_INT8; }
@@ -112,6 +128,10 @@ public:
     const U* wide_stripe(int64_t column) const { return wide_values_ + column * CHUNK; }
 
 private:
+    static void prefetch_lines(const char* p, int64_t bytes) {
+        for (int64_t i = 0; i < bytes; i += 64) prefetch(p + i);
+    }
+
     const char* block_of(int64_t index) const {
         return static_cast<const char*>(c_.a.cache.data) + table_[index] * c_.layout.block_bytes +
                head_ * c_.layout.head_bytes;
@@ -129,8 +149,7 @@ private:
     const char* gather(int64_t token, char* to) const {
         const int64_t count = std::min<int64_t>(TILE, end_ - token);
         int64_t lane;
-        const bool units = c_.layout.element * (c_.tile.paired() ? 2 : 1) == 4;  // 32 bits of a token lie together
-        if (units && c_.layout.by_token && c_.dim * c_.layout.element % 4 == 0) {
+        if (by_rows()) {
             gather_rows(token, count, reinterpret_cast<uint32_t*>(to));
             return to;
         }
@@ -141,15 +160,22 @@ private:
         return to;
     }
 
-    // The same where a token is one row of 32-bit units, an fp32 or a pair each.
+    // Whether a token is one row of 32-bit units, an fp32 or a pair each.
+    bool by_rows() const {
+        return c_.layout.by_token && (Tile::COUNT == 2 || Tile::DOT || sizeof(T) == 4) && c_.dim * sizeof(T) % 4 == 0;
+    }
+
+    int64_t units() const { return c_.dim * int64_t(sizeof(T)) / 4; }
+
+    // The same from such rows. They are kept beside the tile: of a latent cache they are the values.
     void gather_rows(int64_t token, int64_t count, uint32_t* to) const {
-        const int64_t units = c_.dim * c_.layout.element / 4;
+        uint32_t* rows = rows_ + (token - base_) * units();
         int64_t lane;
         for (int64_t t = 0; t < count; ++t) {
-            std::memcpy(rows_ + t * units, tile_of(token + t, lane), size_t(units) * 4);
+            std::memcpy(rows + t * units(), tile_of(token + t, lane), size_t(units()) * 4);
         }
         for (int64_t t = 0; t < count; t += W) {
-            transpose(rows_ + t * units, units, int(std::min<int64_t>(W, count - t)), units, to + t, TILE);
+            transpose(rows + t * units(), units(), int(std::min<int64_t>(W, count - t)), units(), to + t, TILE);
         }
     }
 
@@ -182,11 +208,40 @@ private:
                 std::memcpy(out, stripe, TILE * TILE * sizeof(T));
             }
             clear_partner(out, std::min<int64_t>(TILE, end_ - base_ - t * TILE));
+        } else if (c_.a.cache.latent && by_rows()) {
+            const T* rows = reinterpret_cast<const T*>(rows_ + t * TILE * units()) + column;
+            for (int64_t i = 0; i < TILE; ++i) decode(rows + i * c_.dim, out + i * TILE);
+        } else if (c_.a.cache.latent && Tile::COUNT == 2) {
+            // Pairs of numbers of a token are transposed whole, which is half of the work.
+            alignas(64) uint32_t pairs[TILE * TILE / 2];
+            transpose_units(reinterpret_cast<const uint32_t*>(tiles_[t]) + column / 2 * TILE, pairs);
+            for (int64_t i = 0; i < TILE; ++i) decode(reinterpret_cast<const T*>(pairs + i * TILE / 2), out + i * TILE);
         } else if (c_.a.cache.latent) {
             transpose(wide_keys + column * TILE, out);
         } else {
             moesaic::widen<Tile>(stripe, TILE, out);
         }
+    }
+
+    // 16 numbers of one token.
+    static void decode(const T* in, float* out) {
+        for (int64_t i = 0; i < TILE; i += W) {
+            if constexpr (Tile::COUNT == 2) {
+                store(out + i, load_bf16(in + i));
+            } else if constexpr (std::is_same_v<T, float>) {
+                store(out + i, load(in + i));
+            }
+        }
+    }
+
+    // out[16][8] = in[8][16] transposed.
+    static void transpose_units(const uint32_t* in, uint32_t* out) {
+#if defined(__AVX2__)
+        transpose_8x8(in, TILE, out, TILE / 2);
+        transpose_8x8(in + 8, TILE, out + 8 * TILE / 2, TILE / 2);
+#else
+        transpose(in, TILE, TILE / 2, TILE, out, TILE / 2);
+#endif
     }
 
     // Of a stripe in pairs with so many tokens.

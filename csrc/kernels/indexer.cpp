@@ -101,8 +101,9 @@ private:
         const typename Wide::T* keys = tiles_.widen(i);
         Vec sum[NV];
         for (int v = 0; v < NV; ++v) sum[v] = zero();
-        for (int64_t h = 0; h < a_.heads; h += ROWS) {
-            const int count = int(std::min<int64_t>(ROWS, a_.heads - h));
+        const int64_t groups = (a_.heads + ROWS - 1) / ROWS, together = (a_.heads + groups - 1) / groups;
+        for (int64_t h = 0; h < a_.heads; h += together) {
+            const int count = int(std::min(together, a_.heads - h));
             const Segment<Wide> segment{query_ + h * lda_, keys, lda_};
             multiply<Wide, false>(count, &segment, 1, lda_, products_, TILE, false);
             for (int r = 0; r < count; ++r)

@@ -1,5 +1,5 @@
 """moesaic bench attention: decode beside the memory's bandwidth, prefill beside the peak of fp32 products, measured in
-turns. Shape: 16 query heads, 4 KV heads of 128."""
+turns. Shape: 16 query heads, 4 KV heads of 128. Then latent attention and its indexer (`latent`)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from moesaic.core.batch import Batch
+from moesaic.entrypoints.bench import latent
 from moesaic.entrypoints.bench.limits import GIGA, Stream, gemm_peak
 from moesaic.entrypoints.bench.report import Figure
 from moesaic.kernels.cpu.attention import paged_attention, plan_attention, write_kv
@@ -90,7 +91,7 @@ def figures(threads: int, runs: int) -> list[Figure]:
             rates.append(work.operations / _seconds(work.run) / GIGA)
         case = f"prefill bf16 threads={threads} batch=1 prompt={prompt}"
         out += _figures(case, "rate", "GFLOP/s", rates, peaks)
-    return out
+    return out + latent.figures(threads, runs, stream)
 
 
 def _decode(case: str, dtype: torch.dtype, batch: int, stream: Stream, runs: int) -> list[Figure]:

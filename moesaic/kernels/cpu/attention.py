@@ -462,5 +462,5 @@ def paged_attention(
     if top_k is None:
         _ATTEND(Attend(*arguments))
     else:
-        _SPARSE_ATTEND(SparseAttend(*arguments, top_k))
+        _SPARSE_ATTEND(SparseAttend(*arguments, top_k=top_k))
     return out
