@@ -29,7 +29,11 @@ class MoE(Layer):
         self.spec = spec
         self.counts = stats.of_layer(index, spec.num_choices)
         self.router = Router(hidden_size, spec.num_choices, spec.router, ctx=ctx.under("router"))
-        self.experts = ExpertPages(ctx.under("experts"), spec, hidden_size)
+        self.experts = ExpertPages(ctx.under("experts"), spec, spec.width(hidden_size))
+        self.latent_in = self.latent_out = None
+        if spec.latent_size is not None:
+            self.latent_in = ReplicatedLinear(hidden_size, spec.latent_size, ctx=ctx.under("latent_in"))
+            self.latent_out = ReplicatedLinear(spec.latent_size, hidden_size, ctx=ctx.under("latent_out"))
         self.dispatcher = LocalDispatch()
         self._block_size = ctx.moe_block_size
         self._fused_moe = ctx.kernel("fused_moe")
@@ -46,8 +50,10 @@ class MoE(Layer):
         """`[T, H]` -> `[T, H]`."""
         routing = self.route(hidden)
         seam()
-        tokens, local = self.dispatcher.dispatch(hidden, routing)
+        given = hidden if self.latent_in is None else self.latent_in(hidden)
+        tokens, local = self.dispatcher.dispatch(given, routing)
         routed = self.dispatcher.combine(self.compute(tokens, local), routing)
+        routed = routed if self.latent_out is None else self.latent_out(routed)
         if self.spec.identity_experts:
             routed = self._add_identity(routed, hidden, routing.ids, routing.weights, self.spec.num_experts)
         out = self.with_shared(hidden, routed)

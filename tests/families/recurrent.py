@@ -136,6 +136,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "minimax window": ("minimax", {"sliding_window": 5, "layer_types": None}),
     "nemotron_h biases": ("nemotron_h", {"mlp_bias": True, "use_bias": True, "norm_topk_prob": False}),
+    "nemotron_h latent experts": ("nemotron_h", {"moe_latent_size": 40}),
     "nemotron_h groups": ("nemotron_h", {"n_group": 4, "topk_group": 2, "mlp_hidden_act": "silu", "n_groups": 1}),
     "lfm2 attention only": ("lfm2", {"layer_types": None}),
     "lfm2 size as it is": ("lfm2", {"block_auto_adjust_ff_dim": False}),

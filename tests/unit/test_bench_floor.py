@@ -183,3 +183,11 @@ def test_an_indexer_looks_at_all_and_chooses_some():
     assert step_operations(dense, step) - step_operations(last, step) == pytest.approx(fewer)
     more = 2 * (projections + 3 * 7 * 10)
     assert step_operations(own, step) - step_operations(last, step) == pytest.approx(more)
+
+
+def test_experts_between_projections_are_narrower() -> None:
+    moe = replace(MOE, latent_size=6)
+    plain, narrow = (step_bytes(model(ffn), PLAIN, decode(1, 10)) for ffn in (MOE, moe))
+    assert plain - narrow == pytest.approx(2 * (TOP * 3 * (HIDDEN - 6) * INNER - 2 * 6 * HIDDEN))
+    fewer = 3 * EXPERTS * (HIDDEN - 6) * INNER - 2 * 6 * HIDDEN
+    assert MOE.num_parameters(HIDDEN) - moe.num_parameters(HIDDEN) == fewer

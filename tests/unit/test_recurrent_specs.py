@@ -114,7 +114,7 @@ def test_limits_of_steps_may_be_infinite_as_transformers_writes_it():
         ("kimi_linear", {"mla_use_nope": False}, "mla_use_nope"),
         ("kimi_linear", {"linear_attn_config": {"window": 3}}, "linear_attn_config.window"),
         ("minimax", {"rotary_dim": 8}, "rotary_dim"),
-        ("nemotron_h", {"moe_latent_size": 32}, "moe_latent_size"),
+        ("nemotron_h", {"moe_latent_size": 32, "mlp_bias": True}, "moe_latent_size"),
         ("nemotron_h", {"hybrid_override_pattern": "MX"}, "X are no kinds"),
         ("nemotron_h", {"attention_bias": True}, "attention_bias"),
         ("qwen3_next", {"attn_output_gate": False}, "attn_output_gate"),

@@ -108,7 +108,9 @@ def _moe_bytes(formats: Formats, hidden: int, moe: MoESpec, tokens: int, distinc
     if distinct is None:  # each expert, one of no weight or not, is as likely as any other
         touched = expected_distinct(moe.num_choices, moe.router.top_k, tokens) * moe.num_experts / moe.num_choices
     total = matrix_bytes(formats.router, moe.num_choices, hidden)
-    total += touched * _ffn_bytes(formats.experts, hidden, moe.expert)
+    total += touched * _ffn_bytes(formats.experts, moe.width(hidden), moe.expert)
+    if moe.latent_size is not None:
+        total += 2 * matrix_bytes(formats.dense, moe.latent_size, hidden)
     return total if moe.shared is None else total + _ffn_bytes(formats.dense, hidden, moe.shared.ffn)
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from moesaic.models.common import activation, decoder, deepseek_moe, gqa, mamba2_rules, under
 from moesaic.models.config_reader import ConfigReader
-from moesaic.models.spec import DenseSpec, LayerSpec, Mamba2Spec, ModelSpec, MoESpec, NormSpec, SharedSpec
+from moesaic.models.spec import DenseSpec, LayerSpec, Mamba2Spec, MixerSpec, ModelSpec, MoESpec, NormSpec, SharedSpec
 from moesaic.weights.rules import Rule, ignore, rename
 
 ARCHITECTURE = "NemotronHForCausalLM"
@@ -12,32 +12,31 @@ MODEL_TYPE = "nemotron_h"
 PATTERN = {"M": "mamba", "*": "attention", "E": "moe", "-": "mlp"}
 KINDS = {"linear_attention": "mamba", "full_attention": "attention", **{kind: kind for kind in PATTERN.values()}}
 
+# Ways to compute the same, of training, of speculation, said by use_bias or the list of layers; positions do not show.
+IGNORED = """
+    num_hidden_layers num_logits_to_keep chunk_size mamba_chunk_size use_mamba_kernels expand mamba_expand
+    mamba_ssm_cache_dtype moe_shared_expert_overlap residual_in_fp32 rescale_prenorm_residual time_step_max
+    time_step_floor time_step_limit mamba_dt_max mamba_dt_limit mamba_dt_init_floor mamba_proj_bias
+    mtp_layers_block_type mtp_hybrid_override_pattern rope_theta rope_parameters partial_rotary_factor
+"""
+
 
 def spec(c: ConfigReader) -> ModelSpec:
     """What the model computes."""
     for key, value in {"mamba_hidden_act": "silu", "attention_bias": False, "sliding_window": None}.items():
         c.refuse_unless(key, value)
-    c.refuse_unless("moe_latent_size", None)
-    c.ignore("num_hidden_layers", "num_logits_to_keep", "chunk_size", "mamba_chunk_size", "use_mamba_kernels", "expand")
-    c.ignore("mamba_expand", "mamba_ssm_cache_dtype", "moe_shared_expert_overlap", "residual_in_fp32")
-    c.ignore("rescale_prenorm_residual", "time_step_max", "time_step_floor", "time_step_limit", "mamba_dt_max")
-    c.ignore("mamba_dt_limit", "mamba_dt_init_floor", "mamba_proj_bias")  # use_bias says it
-    c.ignore("mtp_layers_block_type", "mtp_hybrid_override_pattern")  # for speculation
-    c.ignore("rope_theta", "rope_parameters", "partial_rotary_factor")  # positions do not show
+    c.ignore(*IGNORED.split())
     mlp = DenseSpec(
         intermediate_size=c.read(int, "intermediate_size", absent=21504),
         activation=activation(c, "mlp_hidden_act", absent="relu2"),
         bias=c.read(bool, "mlp_bias", absent=False),
         gated=False,
     )
-    kinds = {
-        "mamba": LayerSpec(attention=_mamba(c), ffn=None),
-        "attention": LayerSpec(attention=gqa(c, num_kv_heads=8, head_dim=128, rotary=False), ffn=None),
-        "mlp": LayerSpec(attention=None, ffn=mlp),
-        "moe": LayerSpec(attention=None, ffn=_experts(c, mlp)),
-    }
+    mixers: dict[str, MixerSpec] = {"mamba": _mamba(c), "attention": gqa(c, num_kv_heads=8, head_dim=128, rotary=False)}
+    ffns: dict[str, DenseSpec | MoESpec] = {"mlp": mlp, "moe": _experts(c, mlp)}
     eps = c.read(float, "layer_norm_epsilon", "rms_norm_eps", absent=1e-5)
-    return decoder(c, [kinds[kind] for kind in _kinds(c)], norm=NormSpec(eps=eps))
+    layers = [LayerSpec(attention=mixers.get(kind), ffn=ffns.get(kind)) for kind in _kinds(c)]
+    return decoder(c, layers, norm=NormSpec(eps=eps))
 
 
 def _kinds(c: ConfigReader) -> list[str]:
@@ -68,7 +67,11 @@ def _experts(c: ConfigReader, mlp: DenseSpec) -> MoESpec:
     """Experts like the plain feed-forward `mlp`, but of other sizes."""
     c.refuse_unless("n_shared_experts", 1)
     shared = replace(mlp, intermediate_size=c.read(int, "moe_shared_expert_intermediate_size", absent=7688))
-    return replace(deepseek_moe(c), activation=mlp.activation, gated=False, shared=SharedSpec(ffn=shared))
+    latent = c.read(int | None, "moe_latent_size", absent=None)
+    if latent is not None and mlp.bias:
+        raise c.error("moe_latent_size", "cannot be with mlp_bias: no projection to it with a bias is known")
+    more = {"shared": SharedSpec(ffn=shared), "latent_size": latent}
+    return replace(deepseek_moe(c), activation=mlp.activation, gated=False, **more)
 
 
 MIXER, MLP = "model.layers.{l}.mixer", "layers.{l}.mlp"
@@ -79,6 +82,7 @@ INNER = [
     *mamba2_rules(MIXER),
     *(rename(f"{MIXER}.{part}_proj.{{p}}", f"layers.{{l}}.attention.{part}.{{p}}") for part in "qkvo"),
     rename(f"{MIXER}.gate.weight", f"{MLP}.router.weight"),
+    *(rename(f"{MIXER}.fc{n}_latent_proj.weight", f"{MLP}.latent_{way}.weight") for n, way in ((1, "in"), (2, "out"))),
     rename(f"{MIXER}.gate.e_score_correction_bias", f"{MLP}.router.correction"),
     *(
         rule
@@ -91,9 +95,5 @@ INNER = [
         )
     ),
 ]
-RULES = [
-    *INNER,
-    *under("backbone.", INNER, instead_of="model."),
-    rename("lm_head.weight", "lm_head.weight"),
-    ignore("mtp.{any}", "for speculation"),
-]
+HEAD = [rename("lm_head.weight", "lm_head.weight"), ignore("mtp.{any}", "for speculation")]
+RULES = [*INNER, *under("backbone.", INNER, instead_of="model."), *HEAD]

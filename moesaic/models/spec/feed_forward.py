@@ -111,6 +111,8 @@ class MoESpec:
         norms: "layer": all parts are given what the layer's norm gives. "own": router and experts are given the
             residual, each through a norm of its own, whose weights of the router's are stored times the square root of
             the hidden size; and what experts and shared expert give is normed before it is summed.
+        latent_size: experts are given a projection of the token to so few numbers, and what they give together is
+            projected back; None where they are given the token.
     """
 
     num_experts: int
@@ -127,9 +129,16 @@ class MoESpec:
     norms: Literal["layer", "own"] = "layer"
     shared: SharedSpec | None = None
     identity_experts: int = 0
+    latent_size: int | None = None
 
     def __post_init__(self) -> None:
         require_positive(self, "num_experts", "intermediate_size")
+        if self.latent_size is not None:
+            require_positive(self, "latent_size")
+            if self.identity_experts or self.norms == "own":
+                raise ConfigError(
+                    "experts between projections have no norms of their own, and none gives back its token"
+                )
         if not 1 <= self.router.top_k <= self.num_choices:
             raise ConfigError(
                 f"each token goes to {self.router.top_k} experts, the config says, but there are {self.num_choices}"
@@ -152,18 +161,23 @@ class MoESpec:
             intermediate_size=self.intermediate_size, activation=self.activation, bias=self.bias, gated=self.gated
         )
 
+    def width(self, hidden_size: int) -> int:
+        """Numbers that experts are given, and give."""
+        return hidden_size if self.latent_size is None else self.latent_size
+
     def num_parameters(self, hidden_size: int) -> int:
         """Weights of the router and all experts."""
-        return self._beside(hidden_size) + self.num_experts * self.expert.num_parameters(hidden_size)
+        return self._beside(hidden_size) + self.num_experts * self.expert.num_parameters(self.width(hidden_size))
 
     def num_active_parameters(self, hidden_size: int) -> int:
         """Weights that one token meets: the router and its top-k experts, and the shared one. Of identity experts, as
         many as uniform routing would choose."""
         chosen = self.router.top_k * self.num_experts // self.num_choices
-        return self._beside(hidden_size) + chosen * self.expert.num_parameters(hidden_size)
+        return self._beside(hidden_size) + chosen * self.expert.num_parameters(self.width(hidden_size))
 
     def _beside(self, hidden_size: int) -> int:
         """Router and shared expert. A correction is not trained by gradients, and counts as no parameter."""
         shared = self.shared.num_parameters(hidden_size) if self.shared is not None else 0
         router = self.num_choices * (hidden_size + self.router.bias + self.router.expert_scale)
-        return router + shared + hidden_size * (self.output_bias + 4 * (self.norms == "own"))
+        beside = self.output_bias + 4 * (self.norms == "own") + 2 * (self.latent_size or 0)
+        return router + shared + hidden_size * beside
