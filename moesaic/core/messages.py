@@ -16,6 +16,7 @@ class EngineInfo(msgspec.Struct, kw_only=True):
         eos_token_ids: of the model's generation config or config.
         num_blocks, block_size: the KV cache; a sequence needs ceil(tokens / block_size) blocks.
         num_state_slots: places for recurrent state, one a running sequence; 0 for models without any.
+        most_prompt_tokens: where prompts are computed whole, in one step; None where they may be divided.
         description: one line for people (architecture, parameters, dtype, device).
     """
 
@@ -29,6 +30,7 @@ class EngineInfo(msgspec.Struct, kw_only=True):
     num_blocks: int
     block_size: int
     num_state_slots: int = 0
+    most_prompt_tokens: int | None = None
     dtype: str
     device: str
     seed: int

@@ -55,6 +55,7 @@ class Engine:
             num_blocks=kv.num_blocks,
             block_size=config.cache.block_size,
             num_state_slots=kv.num_slots,
+            most_prompt_tokens=config.scheduler.max_num_batched_tokens if config.scheduler.whole_prompts else None,
             dtype=config.model.dtype,
             device=config.device,
             seed=args.seed,

@@ -133,12 +133,20 @@ class Frontend:
             )
 
     def _max_tokens(self, prompt_len: int, params: SamplingParams) -> int:
-        """How many tokens may be generated; raises if prompt and max_tokens exceed the model's length."""
+        """How many tokens may be generated; raises if the prompt, or both together, are too long."""
         limit = self.info.max_model_len
         if prompt_len >= limit:
             raise RequestError(
                 f"the prompt has {prompt_len} tokens, but the model takes {limit} (max_model_len), "
                 "at least one of them for output: shorten it",
+                "prompt",
+                TOO_LONG,
+            )
+        most = self.info.most_prompt_tokens
+        if most is not None and prompt_len > most:
+            raise RequestError(
+                f"the prompt has {prompt_len} tokens, and this model computes prompts whole, in steps of at most "
+                f"{most}: shorten it, or start with a larger --max-num-batched-tokens",
                 "prompt",
                 TOO_LONG,
             )

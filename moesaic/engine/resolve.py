@@ -134,8 +134,13 @@ def resolve(args: EngineArgs) -> Resolved:
     who = "reference" if isinstance(spec, ForeignSpec) else args.moe_backend
     dtype = args.dtype if args.dtype != "auto" else _auto_dtype(_checkpoint_dtype(raw), device, who)
     whole_prompts = isinstance(spec, ForeignSpec) and spec.whole_prompts
-    if whole_prompts and args.enable_prefix_caching:
-        logger.info("prefix caching and chunked prompts are off: %s keeps a cache of its own a request", architecture)
+    if whole_prompts:
+        logger.info(
+            "prefix caching and chunked prompts are off: %s keeps a cache of its own a request; prompts have at most "
+            "%d tokens (--max-num-batched-tokens)",
+            architecture,
+            args.max_num_batched_tokens,
+        )
     length = args.max_model_len or spec.max_position_embeddings
     if length > spec.max_position_embeddings:
         raise ConfigError(f"max_model_len {length} is longer than the model's {spec.max_position_embeddings} positions")

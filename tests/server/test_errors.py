@@ -219,6 +219,14 @@ def test_too_long_names_the_numbers(client):
     refused(client, CHAT, {"messages": HELLO, "max_completion_tokens": 500}, "max_completion_tokens", "200")
 
 
+def test_longer_than_a_step_where_prompts_are_computed_whole(client, engine):
+    engine.info.most_prompt_tokens = 8
+    words = "9 tokens", "at most 8", "--max-num-batched-tokens"
+    error = refused(client, COMPLETIONS, {"model": "fake", "prompt": "x" * 9}, "prompt", *words)
+    assert error["code"] == "context_length_exceeded"
+    assert client.post(COMPLETIONS, json={"model": "fake", "prompt": "x" * 8}).status_code == 200
+
+
 def test_token_ids_out_of_range(client):
     refused(client, COMPLETIONS, {"prompt": [1, 999]}, "prompt", "999", "256")
     refused(client, COMPLETIONS, {"prompt": [-1]}, "prompt", "-1")

@@ -54,6 +54,10 @@ def test_native_wins_unless_the_other_is_asked_for():
     assert isinstance(choose([name], wanted="native"), Architecture)
     with pytest.raises(UnsupportedError, match="'MixtralForCausalLM' is not served through transformers"):
         choose([name], wanted="transformers")
+    with pytest.raises(UnsupportedError, match="auto serves it natively"):
+        choose(["MixtralForCausalLM"], wanted="transformers")
+    with pytest.raises(UnsupportedError, match="'ZayaForCausalLM' is not supported.*auto serves it through transf"):
+        choose(["ZayaForCausalLM"], wanted="native")
     assert choose([PACKED], wanted="transformers") is ALLOWED[PACKED]
 
 
@@ -152,6 +156,8 @@ def test_a_prompt_longer_than_a_step(checkpoint):
     engine = llm.llm_engine.engine
     with pytest.raises(RequestError, match="prompt has 9 tokens, and this model computes prompts whole"):
         engine.add(request(9))
+    with pytest.raises(RequestError, match="has 9 tokens.*shorten it, or start with a larger --max-num-batched-tokens"):
+        llm.generate([{"prompt_token_ids": [1] * 9}], use_tqdm=False)
     engine.add(request(8))
     while engine.has_unfinished:
         engine.step()
