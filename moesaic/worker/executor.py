@@ -46,14 +46,13 @@ class LocalExecutor:
             "KV cache: %d blocks of %d tokens, %s", *blocks, size_of(self.kv.num_blocks * self.kv.bytes_per_block)
         )
         if self.kv.num_slots:
-            running = min(self.kv.num_slots, config.scheduler.max_num_seqs)
             logger.info(
-                "recurrent state: %d slots of %s, %s; at most %d sequences run at once, %d slots keep checkpoints",
+                "recurrent state: %d slots of %s, %s; at most %d sequences run at once%s",
                 self.kv.num_slots,
                 size_of(self.kv.bytes_per_slot),
                 size_of(self.kv.num_slots * self.kv.bytes_per_slot),
-                running,
-                (self.kv.num_slots - running) * config.cache.enable_prefix_caching,
+                min(self.kv.num_slots, config.scheduler.max_num_seqs),
+                ", and slots that they leave keep checkpoints" if config.cache.enable_prefix_caching else "",
             )
 
     def execute(self, plan: StepPlan) -> StepResult:

@@ -78,7 +78,9 @@ def plan_kv(config: EngineConfig, specs: Sequence[CacheSpec], weight_bytes: int,
         share = config.cache.memory_utilization or default_share(config.device, weight_bytes / total)
         budget = int(total * share) - weight_bytes
         source = f"{share:.0%} of {size_of(total)}, less {size_of(weight_bytes)} of weights,"
-    num_slots = _num_slots(config, budget, per_slot, full_length * per_block, most_blocks * per_block)
+    # A length that may be shortened leaves slots an eighth, or sequences would wait for each other's few.
+    least_kv = full_length * per_block if explicit_len else min(full_length * per_block, budget - budget // 8)
+    num_slots = _num_slots(config, budget, per_slot, least_kv, most_blocks * per_block)
     left = budget - num_slots * per_slot
     num_blocks = left // per_block if per_block else most_blocks if left >= 0 else 0
     if config.cache.memory is None:
@@ -103,7 +105,7 @@ def _num_slots(config: EngineConfig, budget: int, per_slot: int, least_kv: int, 
     no more than all sequences and their checkpoints could fill.
 
     Args:
-        least_kv, most_kv: bytes for one sequence at full length, which must remain, and for all of them.
+        least_kv, most_kv: bytes of keys and values that must remain, and those of all sequences at full length.
     """
     if not per_slot:
         return 0

@@ -65,6 +65,14 @@ def test_a_length_that_was_not_asked_for_is_shortened_beside_one_slot():
     assert (plan.num_blocks, plan.num_slots, plan.max_model_len) == (5, 1, 80)
 
 
+def test_a_length_that_was_not_asked_for_leaves_slots_an_eighth():
+    small = StateSpec({"conv": (3, 10)})  # 120 bytes
+    memory = 8 * BLOCK  # of 10 for the whole length
+    plan = plan_kv(config(memory), [KV, small], 0, False)
+    assert (plan.num_blocks, plan.num_slots, plan.max_model_len) == (7, BLOCK // 120, 112)
+    assert plan_kv(config(10 * BLOCK + 120), [KV, small], 0, True).num_slots == 1
+
+
 def test_what_is_too_small_says_what_the_state_takes():
     with pytest.raises(ConfigError, match=r"needs 11.2 KiB \(1.17 KiB of it for recurrent state\), and .* 1000 B"):
         plan_kv(config(1000), [KV, STATE], 0, False)
