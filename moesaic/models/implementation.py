@@ -25,19 +25,26 @@ def choose_implementation(
     Raises:
         ConfigError: the config names no architecture, or what was asked for does not serve it.
     """
-    if wanted == "native":
-        return ModelRegistry.resolve(config)
-    for name in set(_names(config)) & REFUSED.keys() - ModelRegistry.get_supported_archs():
+    native = ModelRegistry.get_supported_archs()
+    for name in set(_names(config)) & REFUSED.keys() - native:
         raise UnsupportedError(f"architecture {name!r} is not served: {REFUSED[name]}")
     entry = next((ALLOWED[name] for name in _names(config) if name in ALLOWED), None)
-    if wanted == "auto":
+    if wanted != "transformers":
         try:
             return ModelRegistry.resolve(config)
         except UnsupportedError as unknown:
-            if entry is None:
+            if entry is None and wanted == "auto":
                 return _remote(config, path, trust_remote_code, unknown)
+            if wanted == "native":
+                hint = "; --model-impl auto serves it through transformers" if entry is not None else ""
+                raise UnsupportedError(f"{unknown}{hint}") from None
     if entry is None:
         asked = " or ".join(_names(config)) or str(config.get("model_type"))
+        if asked in native:
+            raise UnsupportedError(
+                f"architecture {asked!r} is not served through transformers: no parity test backs it; --model-impl "
+                "auto serves it natively"
+            )
         close = nearest(asked, ALLOWED, count=3) or sorted(ALLOWED)
         raise UnsupportedError(
             f"architecture {asked!r} is not served through transformers: no parity test backs it; nearest that is: "

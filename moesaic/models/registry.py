@@ -107,6 +107,12 @@ class ModelRegistry:
         return sorted(cls._targets)
 
     @classmethod
+    def of_model_type(cls, model_type: str) -> str | None:
+        """The architecture that configs of this `model_type` mean where they name none; None for an unknown one."""
+        _load_builtin_and_plugins()
+        return cls._model_types.get(model_type)
+
+    @classmethod
     def resolve(cls, config: dict[str, Any]) -> Architecture:
         """The architecture that a config.json names, by `architectures` or else by `model_type`.
 
@@ -185,7 +191,7 @@ def _load_builtin_and_plugins() -> None:
         module = import_module(f"{archs.__name__}.{info.name}")
         for name, model_type in {module.ARCHITECTURE: module.MODEL_TYPE, **getattr(module, "ALSO", {})}.items():
             ModelRegistry._targets.setdefault(name, module)
-            ModelRegistry._model_types[model_type] = name
+            ModelRegistry._model_types.setdefault(model_type, name)
     for plugin in entry_points(group=PLUGIN_GROUP):
         try:
             plugin.load()()

@@ -74,6 +74,12 @@ def test_the_command_on_one_architecture(measured):
     assert entry["limits"] == table.limits_of(ALLOWED[OTHER]) and entry["quantization"] == []
     with pytest.raises(UnsupportedError, match=f"'Qwen3MoForCausalLM' is not served; nearest: {ONE}"):
         run("Qwen3MoForCausalLM")
+    with pytest.raises(UnsupportedError, match="'DogeForCausalLM' is not served: its experts are chosen by"):
+        run("DogeForCausalLM")
+
+
+def test_the_command_knows_model_types(measured):
+    assert run("qwen3_moe") == run(ONE) and run("phimoe") == run("PhimoeForCausalLM")
 
 
 def test_the_page(measured):

@@ -5,6 +5,8 @@ import json
 import click
 
 from moesaic.core.errors import UnsupportedError, nearest
+from moesaic.models.hf_backend.allowed import REFUSED
+from moesaic.models.registry import ModelRegistry
 from moesaic.models.table import Entry, architectures
 
 COLUMNS = ("architecture", "by", "attention", "router", "quantisation", "tested", "difference", "limits")
@@ -14,7 +16,8 @@ COLUMNS = ("architecture", "by", "attention", "router", "quantisation", "tested"
 @click.argument("names", metavar="[ARCHITECTURE]...", nargs=-1)
 @click.option("--json", "as_json", is_flag=True, help="print a JSON array, with all that is known of each")
 def command(names: tuple[str, ...], as_json: bool) -> None:
-    """List the architectures that can be served, as config.json names them; or tell about some.
+    """List the architectures that can be served, as config.json names them; or tell about some, by their name or
+    model type.
 
     "native" ones are computed by this package. For the others, transformers' modelling code runs with this package's
     scheduler, experts and, unless limits are stated, its paged attention.
@@ -34,12 +37,16 @@ def command(names: tuple[str, ...], as_json: bool) -> None:
 def _chosen(entries: list[Entry], names: tuple[str, ...]) -> list[Entry]:
     """The entries named, or all."""
     known = {entry.architecture: entry for entry in entries}
-    for name in names:
-        if name not in known:
-            close = nearest(name, known, count=3)
-            hint = f"; nearest: {', '.join(close)}" if close else ""
-            raise UnsupportedError(f"architecture {name!r} is not served{hint}")
-    return [known[name] for name in names] or entries
+    chosen = [ModelRegistry.of_model_type(name) or name for name in names]
+    for name in chosen:
+        if name in known:
+            continue
+        if name in REFUSED:
+            raise UnsupportedError(f"architecture {name!r} is not served: {REFUSED[name]}")
+        close = nearest(name, known, count=3)
+        hint = f"; nearest: {', '.join(close)}" if close else ""
+        raise UnsupportedError(f"architecture {name!r} is not served{hint}")
+    return [known[name] for name in chosen] or entries
 
 
 def _row(e: Entry) -> tuple[str, ...]:
