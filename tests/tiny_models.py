@@ -40,17 +40,21 @@ def tiny_config(family: str, *, tie: bool = False, **overrides: Any) -> Any:
 
 def tiny_reference(family: str, *, seed: int = 0, tie: bool = False, **overrides: Any) -> Any:
     """transformers' own random model in fp32, computing as plainly as it can (eager attention and experts)."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForTextToWaveform
-
     config = tiny_config(family, tie=tie, **overrides)
-    plain = family not in MULTIMODAL and type(config) in AutoModelForCausalLM._model_mapping
-    part = MULTIMODAL.get(family, {}).get("part")
-    multimodal = AutoModelForImageTextToText if part is None else AutoModelForTextToWaveform
-    kind = AutoModelForCausalLM if plain else multimodal
-    model = kind.from_config(config, attn_implementation="eager", experts_implementation="eager")
+    kind, part = tiny_class(config, family), MULTIMODAL.get(family, {}).get("part")
+    model = kind._from_config(config, attn_implementation="eager", experts_implementation="eager")
     if part is not None:
         model.forward = getattr(model, part).forward
     return draw(model.float().eval(), seed, stored_less_one=family in STORED_LESS_ONE)
+
+
+def tiny_class(config: Any, family: str) -> Any:
+    """transformers' class of a tiny model."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForTextToWaveform
+
+    multimodal = AutoModelForTextToWaveform if "part" in MULTIMODAL.get(family, {}) else AutoModelForImageTextToText
+    plain = family not in MULTIMODAL and type(config) in AutoModelForCausalLM._model_mapping
+    return (AutoModelForCausalLM if plain else multimodal)._model_mapping[type(config)]
 
 
 def draw(model: Any, seed: int = 0, stored_less_one: bool = False) -> Any:

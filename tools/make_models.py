@@ -35,8 +35,8 @@ Those **through transformers** run its modelling code with our scheduler, and ou
 *packed* with our paged attention, *a request at a time* with one cache of transformers' a request, so that prompts are
 computed in one step and prefixes are not found again. They are not quantised, and multimodal ones take text only.
 
-Of every architecture the greedy tokens through the whole engine are transformers' too: in batches, with prompts in chunks
-where they may be, and with a preemption every seventh step.
+Of every architecture the greedy tokens through the whole engine are transformers' too: in batches, with prompts in
+chunks where they may be, and with a preemption every seventh step.
 """
 
 

@@ -6,18 +6,20 @@ from tests.families import gated, hybrid, recurrent
 
 VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 TOWER = {"hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "depth": 1}
+_ARIA = {
+    "moe_num_experts": 8,
+    "moe_topk": 3,
+    "moe_num_shared_experts": 2,
+    "head_dim": 32,
+    "hidden_act": "gelu",
+    "pad_token_id": 0,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
     "gemma4": {**hybrid.CONFIGS["gemma4_text"], "pad_token_id": 1},
     "llama4": gated.CONFIGS["llama4_text"],
     "qwen3_5_moe": recurrent.CONFIGS["qwen3_5_moe_text"],
-    "aria": {
-        "moe_num_experts": 8,
-        "moe_topk": 3,
-        "moe_num_shared_experts": 2,
-        "head_dim": 32,
-        "hidden_act": "gelu",
-        "pad_token_id": 0,
-    },
+    "aria": _ARIA,
+    "aria_text": _ARIA,  # by itself
     "ernie4_5_vl_moe": {
         "moe_num_experts": 8,
         "moe_k": 3,

@@ -105,14 +105,18 @@ def check_logits(case, tmp_path, backend="auto"):
     compare(case, reference, model, streams, expected)
 
 
-def compare(case, reference, model, streams, expected):
-    """Every way of computing the streams comes to the expected logits; the largest difference is put on record."""
+def compare(case, reference, model, streams, expected, name=None):
+    """Every way of computing the streams comes to the expected logits; the largest difference is put on record.
+
+    Args:
+        name: of the architecture, where it is not that of the reference's class.
+    """
     differences = {}
     for name, chunks in CHUNKS.items():
         logits = Driver(model).run(streams, chunks)
         differences[name] = max(relative_difference(logits[i], expected[i]) for i in streams)
         assert differences[name] < TOLERANCE, f"{case}, {name}: {differences[name]:.2e}"
-    record(type(reference).__name__, case, max(differences.values()), model.spec)
+    record(name or type(reference).__name__, case, max(differences.values()), model.spec)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
