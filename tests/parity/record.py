@@ -6,7 +6,7 @@ import re
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
-from moesaic.models.spec import AttentionSpec, ModelSpec, MoESpec
+from moesaic.models.spec import AttentionSpec, ModelSpec
 
 LOG = "MOESAIC_PARITY_LOG"
 
@@ -34,8 +34,8 @@ def native_facts(spec: ModelSpec) -> dict[str, list[str]]:
     for layer in spec.layers:
         if layer.attention is not None:
             mixers.add(mixer_kind(layer.attention))
-        if isinstance(layer.ffn, MoESpec):
-            routers.add(layer.ffn.router.scoring)
+        if layer.moe is not None:
+            routers.add(layer.moe.router.scoring)
         options |= options_of(layer)
     options |= {word for word in options_of(spec) if not word.startswith("layers")}
     return {"attention": sorted(mixers), "router": sorted(routers), "options": sorted(options)}
