@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from traceback import extract_tb
+
+DEBUG_VARIABLE = "MOESAIC_DEBUG"
 
 
 class MoesaicError(Exception):
@@ -36,6 +39,22 @@ class RequestError(MoesaicError, ValueError):
 
 class EngineDeadError(MoesaicError):
     """The engine process ended, or cannot be reached."""
+
+
+def blame(error: Exception, whom: str) -> None:
+    """Say of an error in code that is not ours who asked for it, as a note on it: the note says where it was raised,
+    too, so that `in_a_line` can leave the rest of the traceback out."""
+    frames = [f for f in extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
+    error.add_note(f"raised in {frames[-1].filename}, line {frames[-1].lineno}, by {whom}")
+
+
+def in_a_line(error: Exception) -> str | None:
+    """The message to show alone: of our errors, and of others that `blame` has marked; None for any other error, of
+    which only a traceback tells enough."""
+    if isinstance(error, MoesaicError):
+        return str(error)
+    notes = getattr(error, "__notes__", None)
+    return "; ".join([f"{type(error).__name__}: {error}", *notes]) if notes else None
 
 
 def nearest(name: str, candidates: Iterable[str], count: int = 1) -> list[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import zmq
 
-from moesaic.core.errors import MoesaicError, RequestError
+from moesaic.core.errors import DEBUG_VARIABLE, RequestError, in_a_line
 from moesaic.core.log import get_logger, setup_logging
 from moesaic.core.messages import Abort, Add, Fatal, Ready, Shutdown, StepEvents, decode_to_engine, encode
 from moesaic.core.request import SequenceUpdate
@@ -47,7 +47,7 @@ def main() -> int:
         socket.send(encode(Ready(engine.info)))
         _serve(engine, socket)
     except Exception as error:
-        if not isinstance(error, MoesaicError):
+        if in_a_line(error) is None or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
             logger.exception("the engine failed")
         message = "; ".join([str(error), *getattr(error, "__notes__", [])])
         socket.send(encode(Fatal(type(error).__name__, message)))

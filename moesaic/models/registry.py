@@ -14,7 +14,7 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any, ClassVar
 
-from moesaic.core.errors import ConfigError, UnsupportedError, nearest, unknown_name
+from moesaic.core.errors import ConfigError, UnsupportedError, blame, nearest, unknown_name
 from moesaic.models import archs
 from moesaic.models.config_reader import ConfigReader
 from moesaic.models.spec import ModelSpec
@@ -161,7 +161,7 @@ def _import(name: str, target: str) -> Any:
     try:
         module: Any = import_module(module_name)
     except Exception as e:
-        e.add_note(f"raised by {module_name}, which is registered for the architecture {name!r}")
+        blame(e, f"{module_name}, which is registered for the architecture {name!r}")
         raise
     if not attribute:
         return module
@@ -196,5 +196,5 @@ def _load_builtin_and_plugins() -> None:
         try:
             plugin.load()()
         except Exception as e:
-            e.add_note(f"raised by the {PLUGIN_GROUP} entry point {plugin.name!r} ({plugin.value})")
+            blame(e, f"the {PLUGIN_GROUP} entry point {plugin.name!r} ({plugin.value})")
             raise

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from moesaic.core.errors import ConfigError, UnsupportedError
+from moesaic.core.errors import ConfigError, UnsupportedError, in_a_line
 from moesaic.models import registry
 from moesaic.models.registry import ModelRegistry
 
@@ -119,7 +119,10 @@ def test_a_target_that_fails_to_import_fails_with_its_own_error(clean, tmp_path,
     ModelRegistry.register_model("MineForCausalLM", target)
     with pytest.raises(ImportError, match="their_missing_dependency") as e:
         ModelRegistry.resolve({"architectures": ["MineForCausalLM"]})
-    assert e.value.__notes__ == ["raised by broken_target, which is registered for the architecture 'MineForCausalLM'"]
+    whom = "broken_target, which is registered for the architecture 'MineForCausalLM'"
+    assert e.value.__notes__ == [f"raised in {tmp_path / 'broken_target.py'}, line 1, by {whom}"]
+    assert in_a_line(e.value) == f"ModuleNotFoundError: {e.value}; {e.value.__notes__[0]}"
+    assert in_a_line(ValueError("of anybody")) is None
 
 
 def test_registrations_are_handed_to_another_process(clean, monkeypatch):

@@ -8,7 +8,7 @@ from importlib import import_module
 import click
 
 from moesaic import __version__
-from moesaic.core.errors import MoesaicError, unknown_name
+from moesaic.core.errors import DEBUG_VARIABLE, in_a_line, unknown_name
 from moesaic.core.threads import settle_waiting
 
 # verb -> (module, whose `command` it is; what the list of verbs says of it)
@@ -19,7 +19,6 @@ VERBS = {
     "models": ("moesaic.entrypoints.cli.models", "List the architectures that can be served."),
     "bench": ("moesaic.entrypoints.cli.bench", "Measure how fast a model runs here."),
 }
-DEBUG_VARIABLE = "MOESAIC_DEBUG"
 
 
 class Verbs(click.Group):
@@ -54,12 +53,14 @@ def cli() -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run and exit. An error of ours is one line on stderr (MOESAIC_DEBUG=1 shows where it came from)."""
+    """Run and exit. An error of ours, or of a plugin that does not load, is one line on stderr (MOESAIC_DEBUG=1 shows
+    where it came from)."""
     settle_waiting()
     try:
         cli.main(args, prog_name="moesaic")
-    except MoesaicError as error:
-        if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
+    except Exception as error:
+        message = in_a_line(error)
+        if message is None or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
             raise
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {message}", err=True)
         sys.exit(1)
