@@ -149,6 +149,18 @@ def test_a_config_that_transformers_does_not_read(checkpoint):
         load(checkpoint(num_hidden_layers="three"), model_impl="transformers")
 
 
+def test_a_config_that_makes_no_model(checkpoint):
+    with pytest.raises(ConfigError, match="transformers builds no model of it: KeyError: 'softsilu'"):
+        load(checkpoint(hidden_act="softsilu"), model_impl="transformers")
+
+
+def test_keys_that_transformers_has_no_field_for_are_named(checkpoint, caplog):
+    load(checkpoint(), model_impl="transformers")
+    assert "no field" not in caplog.text
+    load(checkpoint(attention_swizzle=3, head_size=5), model_impl="transformers")
+    assert "AfmoeConfig has no field for these keys of config.json: attention_swizzle, head_size" in caplog.text
+
+
 def test_a_prompt_longer_than_a_step(checkpoint):
     from moesaic import LLM
 

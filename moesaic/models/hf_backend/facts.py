@@ -1,13 +1,16 @@
 """What the engine must know of a model that transformers computes, read from its config before weights are."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from moesaic.core.errors import ConfigError
+from moesaic.models.config_reader import METADATA
 from moesaic.models.hf_backend.allowed import Allowed
 
 POSITIONS = ("max_position_embeddings", "max_sequence_length", "max_seq_len", "seq_length", "n_positions")
+BASE_KEYS = {"per_layer_config", "tie_word_embeddings"}  # what every config may have, and no class has a field for
 TOP_K = (
     *("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k", "top_k_experts"),
     "num_experts_per_topk",
@@ -43,8 +46,13 @@ def read_facts(path: str, entry: Allowed) -> ForeignSpec:
 
     config = load_config(path, entry)
     text = config.get_text_config(decoder=True)
-    with torch.device("meta"):
-        model = class_of(entry, path)._from_config(config)
+    try:
+        with torch.device("meta"):
+            model = class_of(entry, path)._from_config(config)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{os.path.join(path, 'config.json')}: transformers builds no model of it: {type(error).__name__}: {error}"
+        ) from error
     total = sum(p.numel() for p in model.parameters())
     idle = 0
     for module in model.modules():
@@ -53,6 +61,18 @@ def read_facts(path: str, entry: Allowed) -> ForeignSpec:
             count = sum(p.numel() for p in module.parameters())
             idle += 0 if top_k is None else count - count * min(top_k, module.num_experts) // module.num_experts
     return ForeignSpec(entry, int(text.vocab_size), _positions(text, path), total, total - idle)
+
+
+def unknown_keys(cls: Any, values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Keys of a config, and of the configs in it, that transformers' class of it has no field for, and does not set:
+    its models read hardly any of them."""
+    parts = {key: part for key, part in cls.sub_configs.items() if isinstance(values.get(key), dict)}
+    known = METADATA | BASE_KEYS | cls.__dataclass_fields__.keys() | cls.attribute_map.keys() | cls().to_dict().keys()
+    found = [prefix + key for key in values if key not in known and key not in parts]
+    for key, part in parts.items():
+        if part.__name__ != "AutoConfig":
+            found += unknown_keys(part, values[key], f"{prefix}{key}.")
+    return found
 
 
 def load_config(path: str, entry: Allowed) -> Any:

@@ -7,8 +7,9 @@ import torch
 from moesaic.core.config import ModelConfig
 from moesaic.core.errors import CheckpointError, UnsupportedError
 from moesaic.core.log import get_logger
+from moesaic.models.config_reader import read_config
 from moesaic.models.hf_backend import attention, experts
-from moesaic.models.hf_backend.facts import ForeignSpec, class_of, load_config
+from moesaic.models.hf_backend.facts import ForeignSpec, class_of, load_config, unknown_keys
 
 log = get_logger(__name__)
 
@@ -24,6 +25,11 @@ def load(config: ModelConfig, spec: ForeignSpec, device: torch.device) -> Any:
     attention.register()
     experts.register()
     cls, own = class_of(spec.entry, config.path), load_config(config.path, spec.entry)
+    raw = read_config(config.path)
+    ours = raw[spec.entry.part[1]] if spec.entry.part else raw
+    unknown = [] if spec.entry.remote else unknown_keys(type(own), ours)
+    if unknown:
+        log.warning("%s has no field for these keys of config.json: %s", type(own).__name__, ", ".join(unknown))
     kinds: dict[str, Any] = {"dtype": getattr(torch, config.dtype)}
     if spec.entry.mode == "packed":
         towers = own.get_text_config(decoder=True) is not own
