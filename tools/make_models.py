@@ -90,11 +90,36 @@ def sources() -> dict[str, Path]:
 def refused(file: Path) -> list[str]:
     """`key = other than values` of every `refuse_unless` in an architecture's file."""
     found = []
-    for node in ast.walk(ast.parse(file.read_text())):
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "refuse_unless":
-            key, *values = (ast.unparse(argument) for argument in node.args)
-            found.append(f"`{key.strip(QUOTES)}` other than {' or '.join(values)}")
+            for key, *values in [variants(loop, node.args) for loop in bindings(tree, node)]:
+                found.append(f"`{key.strip(QUOTES)}` other than {' or '.join(dict.fromkeys(values))}")
     return sorted(found)
+
+
+def bindings(tree: ast.Module, call: ast.Call) -> list[dict[str, str]]:
+    """What the variables of the loop around a call stand for, round after round; one empty round without a loop."""
+    loops = [n for n in ast.walk(tree) if isinstance(n, ast.For) and any(inner is call for inner in ast.walk(n))]
+    if not loops:
+        return [{}]
+    names = [name.id for name in ast.walk(loops[-1].target) if isinstance(name, ast.Name)]
+    rounds = eval(ast.unparse(loops[-1].iter), {"__builtins__": {}})
+    return [dict(zip(names, [repr(v) for v in (r if len(names) > 1 else [r])], strict=True)) for r in rounds]
+
+
+def variants(bound: dict[str, str], arguments: list[ast.expr]) -> list[str]:
+    """The arguments in words: literals as they are, variables as what they stand for, the rest by a phrase."""
+    words = []
+    for argument in arguments:
+        if isinstance(argument, ast.JoinedStr):
+            parts = [v.value if isinstance(v, ast.Constant) else bound[ast.unparse(v.value)] for v in argument.values]  # type: ignore[attr-defined]
+            words.append("".join(str(part).strip(QUOTES) for part in parts))
+        else:
+            text = bound.get(ast.unparse(argument), ast.unparse(argument))
+            named = any(isinstance(part, ast.Name | ast.Call) for part in ast.walk(ast.parse(text)))
+            words.append("what other keys say" if named else text)
+    return words
 
 
 def page(table: list[Entry]) -> str:

@@ -82,6 +82,25 @@ def test_the_command_knows_model_types(measured):
     assert run("qwen3_moe") == run(ONE) and run("phimoe") == run("PhimoeForCausalLM")
 
 
+def test_refused_keys_are_told_in_words(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "def spec(c):\n"
+        "    for key, value in {'first': 'silu', 'second': None}.items():\n"
+        "        c.refuse_unless(key, value)\n"
+        "    for block in ('a', 'b'):\n"
+        "        c.refuse_unless(f'{block}_beta', 1, True)\n"
+        "    c.refuse_unless('third', heads(c), None)\n"
+    )
+    assert make_models.refused(file) == [
+        "`a_beta` other than 1 or True",
+        "`b_beta` other than 1 or True",
+        "`first` other than 'silu'",
+        "`second` other than None",
+        "`third` other than what other keys say or None",
+    ]
+
+
 def test_the_page(measured):
     page = make_models.page(measured)
     assert "1 native, 1 through transformers" in page
