@@ -48,6 +48,9 @@ def entries(log: Path) -> list[Entry]:
         cases[case["by"], case["architecture"]].append(case)
     native = {name for by, name in cases if by == "native"}
     files = sources()
+    unknown = [name for by, name in cases if name not in (files if by == "native" else ALLOWED)]
+    if unknown:
+        raise SystemExit(f"on record, but not served: {', '.join(unknown)}")
     made = [
         entry(name, by, found, files) for (by, name), found in cases.items() if by == "native" or name not in native
     ]

@@ -112,10 +112,10 @@ def compare(case, reference, model, streams, expected, name=None):
         name: of the architecture, where it is not that of the reference's class.
     """
     differences = {}
-    for name, chunks in CHUNKS.items():
+    for way, chunks in CHUNKS.items():
         logits = Driver(model).run(streams, chunks)
-        differences[name] = max(relative_difference(logits[i], expected[i]) for i in streams)
-        assert differences[name] < TOLERANCE, f"{case}, {name}: {differences[name]:.2e}"
+        differences[way] = max(relative_difference(logits[i], expected[i]) for i in streams)
+        assert differences[way] < TOLERANCE, f"{case}, {way}: {differences[way]:.2e}"
     record(name or type(reference).__name__, case, max(differences.values()), model.spec)
 
 
