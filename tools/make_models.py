@@ -17,7 +17,7 @@ import transformers
 
 from moesaic.models import archs
 from moesaic.models.hf_backend.allowed import ALLOWED
-from moesaic.models.table import FILE, Entry, limits_of
+from moesaic.models.table import FILE, Entry, foreign_facts
 
 PAGE = Path(__file__).parent.parent / "docs" / "models.md"
 QUOTES = "'\""
@@ -63,20 +63,18 @@ def entry(name: str, by: str, cases: list[dict[str, Any]], files: dict[str, Path
     def words(key: str) -> list[str]:
         return sorted({word for case in cases for word in case.get(key, ())})
 
-    file = files.get(name)
+    file = files.get(name) if by == "native" else None
+    known = {key: words(key) for key in ("attention", "router", "options")} if file else foreign_facts(name)
     return Entry(
         architecture=name,
         by=by,
-        attention=words("attention"),
-        router=words("router"),
-        options=words("options"),
         lines=len(file.read_text().splitlines()) if file else 0,
         cases=len(cases),
         difference=max(case["difference"] for case in cases),
         refused=refused(file) if file else [],
-        limits=limits_of(ALLOWED[name]) if by == "transformers" else [],
         tested=date.today().isoformat(),
         against=f"transformers {transformers.__version__}",
+        **known,
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.models.hf_backend.allowed import ALLOWED, Allowed
+from moesaic.models.hf_backend.kinds import KINDS
 from moesaic.models.registry import ModelRegistry
 
 FILE = Path(__file__).parent / "table.json"
@@ -69,4 +70,11 @@ def architectures() -> list[Entry]:
 
 
 def _unmeasured(by: str, name: str) -> Entry:
-    return Entry(architecture=name, by=by, limits=limits_of(ALLOWED[name]) if by == "transformers" else [])
+    return Entry(architecture=name, by=by, **(foreign_facts(name) if by == "transformers" else {}))
+
+
+def foreign_facts(name: str) -> dict[str, list[str]]:
+    """Of an architecture that transformers' code computes: what is known without running it."""
+    attention, router = KINDS.get(name, ("", ""))
+    known = {"attention": [attention], "router": [router]} if attention else {}
+    return {**known, "limits": limits_of(ALLOWED[name])}

@@ -12,6 +12,7 @@ from moesaic.core.errors import UnsupportedError
 from moesaic.entrypoints.cli.models import command
 from moesaic.models import table
 from moesaic.models.hf_backend.allowed import ALLOWED
+from moesaic.models.hf_backend.kinds import KINDS
 from moesaic.models.load import read_spec
 from moesaic.models.registry import ModelRegistry
 from tests.parity.record import native_facts, record
@@ -67,6 +68,11 @@ def test_the_command_lists_every_architecture(measured):
     row = next(line for line in lines if line.startswith(ONE))
     assert "native" in row and "grouped-query attention" in row and "w4a16" in row and "2e-06" in row
     assert next(line for line in lines if line.startswith("Mixtral")).split()[-2:] == ["not", "yet"]
+
+
+def test_every_architecture_says_what_mixes_tokens():
+    assert sorted(KINDS) == FOREIGN
+    assert all(entry.attention for entry in table.architectures())
 
 
 def test_the_command_on_one_architecture(measured):
