@@ -67,8 +67,8 @@ def test_select_positions(dtype, block_size, heads, top_k, isa):
     ):
         assert chosen == sorted(set(chosen))
         assert scores[chosen].min() >= scores[best].min() - close * scores.abs().max()
-            # where products are of bf16, places at the edge of the choice may change hands: each counts twice
-            assert len(set(chosen) ^ set(best)) <= (max(2, len(best) // 4) if close == BF16_DOT else 0)
+        # where products are of bf16, places at the edge of the choice may change hands: each counts twice
+        assert len(set(chosen) ^ set(best)) <= (max(2, len(best) // 4) if close == BF16_DOT else 0)
 
 
 @pytest.mark.parametrize("top_k", [1, 40, 300])
