@@ -13,6 +13,7 @@ from moesaic.layers.linear import (
     RowParallelLinear,
 )
 from moesaic.layers.loading import default_weight_loader
+from moesaic.layers.moe_paged_attention import MoEPagedAttention
 from moesaic.layers.norm import RMSNorm
 from moesaic.layers.paged_attention import Attention, SparseAttention
 from moesaic.layers.rotary import RotaryEmbedding, get_rope
@@ -24,6 +25,7 @@ __all__ = [
     "FusedMoE",
     "GatedLinear",
     "MergedColumnParallelLinear",
+    "MoEPagedAttention",
     "ParallelLMHead",
     "QKVParallelLinear",
     "RMSNorm",

@@ -75,11 +75,13 @@ class SchedulerConfig:
     Attributes:
         whole_prompts: a sequence's tokens are computed in one step when it starts, for models that cannot go on in the
             middle of a prompt; nothing is shared among sequences then.
+        share_prompts: a sequence may begin on what another one computed of the same prompt.
     """
 
     max_num_batched_tokens: int
     max_num_seqs: int
     whole_prompts: bool = False
+    share_prompts: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

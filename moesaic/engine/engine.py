@@ -76,6 +76,7 @@ class Engine:
     def abort(self, request_id: str, index: int = -1) -> None:
         """Forget a request, or one of its sequences; its blocks are free at once."""
         self.scheduler.abort(request_id, index)
+        self._let_go()
 
     @property
     def has_unfinished(self) -> bool:
@@ -87,8 +88,16 @@ class Engine:
         plan = self.scheduler.schedule()
         result = self._execute(plan)
         updates = self.scheduler.update(plan, result)
+        self._let_go()
         self._count(perf_counter() - start, result.forward_seconds)
         return updates
+
+    def _let_go(self) -> None:
+        """Tell the worker of the last sequences that left: an idle engine takes no step that would."""
+        if not self.scheduler.has_unfinished:
+            plan = self.scheduler.schedule()
+            if plan.gone:
+                self._execute(plan)
 
     def _execute(self, plan: StepPlan) -> StepResult:
         """A step that fails takes down the sequences in it, and nothing else."""

@@ -12,6 +12,7 @@ from moesaic.core.formats import GROUPS
 from moesaic.core.log import get_logger
 from moesaic.engine.args import EMBEDDED_MODEL, EngineArgs
 from moesaic.kernels.cpu.library import describe
+from moesaic.models.class_config import ClassSpec
 from moesaic.models.hf_backend.facts import ForeignSpec
 from moesaic.weights.quantization import parse_exceptions
 
@@ -141,6 +142,9 @@ def resolve(args: EngineArgs) -> Resolved:
             architecture,
             args.max_num_batched_tokens,
         )
+    share_prompts = not isinstance(spec, ClassSpec) or spec.shares_prompts
+    if not share_prompts:
+        logger.info("prefix caching is off: experts of %s keep keys and values of their own", architecture)
     length = args.max_model_len or spec.max_position_embeddings
     if length > spec.max_position_embeddings:
         raise ConfigError(f"max_model_len {length} is longer than the model's {spec.max_position_embeddings} positions")
@@ -166,7 +170,7 @@ def resolve(args: EngineArgs) -> Resolved:
             block_size=args.block_size,
             memory=parse_size(args.kv_cache_memory),
             memory_utilization=args.gpu_memory_utilization,
-            enable_prefix_caching=args.enable_prefix_caching and not whole_prompts,
+            enable_prefix_caching=args.enable_prefix_caching and share_prompts and not whole_prompts,
             state_checkpoint_interval=checkpoint_interval(args),
             dtype=cast(KVCacheDType, args.kv_cache_dtype if args.kv_cache_dtype != "auto" else dtype),
         ),
@@ -174,6 +178,7 @@ def resolve(args: EngineArgs) -> Resolved:
             max_num_batched_tokens=args.max_num_batched_tokens,
             max_num_seqs=args.max_num_seqs,
             whole_prompts=whole_prompts,
+            share_prompts=share_prompts,
         ),
         device=device,
         enforce_eager=args.enforce_eager,

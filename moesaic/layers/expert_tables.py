@@ -1,15 +1,20 @@
-"""Which blocks each sequence has with each expert that keeps keys and values of its own: plain ints."""
+"""Experts that keep keys and values of their own: the pool of blocks that they share, and which blocks each sequence
+has with each of them, as plain ints."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
+
 from moesaic.core.errors import MoesaicError
-from moesaic.layers.kv_cache import KVCache, TiledCache
+from moesaic.kernels.cpu.attention import TiledCache
+from moesaic.kernels.kv_cache import KVCacheSpec
+from moesaic.kernels.reference_attention import KVCache
 
 
 class BlockSource(Protocol):
-    """Blocks as numbers, with one owner each; the scheduler's BlockPool is such a source."""
+    """Blocks as numbers, with one owner each: `FreeBlocks`, or the scheduler's BlockPool."""
 
     @property
     def num_free(self) -> int: ...
@@ -17,6 +22,30 @@ class BlockSource(Protocol):
     def allocate(self, count: int) -> list[int]: ...
 
     def release(self, blocks: list[int]) -> None: ...
+
+
+class FreeBlocks:
+    """Blocks 0 .. num_blocks - 1, of which all are free at first; the one that was used last is used first again."""
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self._free = list(range(num_blocks))[::-1]
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def num_used(self) -> int:
+        return self.num_blocks - len(self._free)
+
+    def allocate(self, count: int) -> list[int]:
+        """The caller has checked `num_free`."""
+        return [self._free.pop() for _ in range(count)]
+
+    def release(self, blocks: list[int]) -> None:
+        """Blocks that nobody holds any more."""
+        self._free += reversed(blocks)
 
 
 @dataclass
@@ -30,6 +59,39 @@ class SharedPages:
 
     blocks: BlockSource
     cache: KVCache | TiledCache
+
+
+@dataclass(frozen=True)
+class ExpertPagesSpec:
+    """The pool of all layers whose experts keep keys and values of one layout, in the accounts of memory.
+
+    The scheduler counts a sequence's tokens in blocks, whoever is to keep them. Where a token has k of E experts, the n
+    tokens of b such blocks are k n visits, and experts fill their last blocks in part, so that a layer takes fewer than
+    `k b + E` blocks of the pool. With k for each block and E - 1 for each sequence, whatever the scheduler admits
+    finds room.
+
+    Attributes:
+        kv: the layout.
+        per_block: blocks of the pool for each block of the scheduler's.
+        per_slot: beside these, for each running sequence.
+    """
+
+    kv: KVCacheSpec
+    per_block: int
+    per_slot: int
+
+    def bytes_per_block(self, block_size: int) -> int:
+        """Memory set aside for each block of a sequence."""
+        return self.per_block * self.kv.bytes_per_block(block_size)
+
+    def bytes_per_slot(self, block_size: int) -> int:
+        """Memory set aside for each running sequence, whatever its length."""
+        return self.per_slot * self.kv.bytes_per_block(block_size)
+
+    def allocate(self, num_blocks: int, num_slots: int, block_size: int, device: torch.device | str) -> SharedPages:
+        """An empty pool for so many blocks of sequences, and so many sequences."""
+        total = num_blocks * self.per_block + num_slots * self.per_slot
+        return SharedPages(FreeBlocks(total), self.kv.allocate(total, block_size, device))
 
 
 class OutOfBlocksError(MoesaicError):

@@ -7,7 +7,8 @@ its experts give is summed with the router's weights. Rotary angles are those of
 A sequence has blocks only with the experts that its tokens were routed to, and as many as these tokens fill. All
 experts, of all layers that share a `SharedPages`, draw them from one pool, and each sequence with an expert is to the
 kernels a sequence of its own, so that one call attends for all of them. Which there are is known once a step's tokens
-are routed: a step with such a layer is not recorded.
+are routed: a step with such a layer is not recorded. What a sequence began on is not found again by others, so a model
+with such layers caches no prefixes.
 """
 
 from collections.abc import Iterable
@@ -22,7 +23,7 @@ from moesaic.core.batch import Batch
 from moesaic.core.errors import ConfigError
 from moesaic.kernels.reference_moe import combine
 from moesaic.layers.base import BuildContext, Layer, NamedViews
-from moesaic.layers.context import LinearMethod, context_of, current_construction
+from moesaic.layers.context import LinearMethod, context_of, current_construction, current_running
 from moesaic.layers.expert_tables import ExpertTables, OutOfBlocksError, SharedPages
 from moesaic.layers.kv_cache import KVCacheSpec
 from moesaic.layers.linear import QKVParallelLinear, RowParallelLinear
@@ -67,8 +68,9 @@ class MoEPagedAttention(Layer):
         tables: which blocks each sequence has with each expert.
 
     Args:
+        top_k: the most experts of a token, by which the engine sets memory aside; None for all of them.
         pages: shared with other layers, where these have the same heads; may also be set later, as an attribute, for
-            it is made from `cache_spec`.
+            it is made from `cache_spec`. The engine sets those of a hand-written model.
         scale: of the scores, before the softmax; None for `1 / sqrt(head_size)`.
         rope: None where positions do not show.
         bias: of the projections to queries, keys and values.
@@ -83,6 +85,7 @@ class MoEPagedAttention(Layer):
         head_size: int,
         num_kv_heads: int | None = None,
         *,
+        top_k: int | None = None,
         pages: SharedPages | None = None,
         scale: float | None = None,
         rope: RopeSpec | None = None,
@@ -95,9 +98,14 @@ class MoEPagedAttention(Layer):
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         if num_kv_heads < 1 or num_heads % num_kv_heads:
             raise ConfigError(f"{prefix}: {num_heads} heads of queries do not share {num_kv_heads} KV heads evenly")
+        self.top_k = num_experts if top_k is None else top_k
+        if not 1 <= self.top_k <= num_experts:
+            raise ConfigError(f"{prefix}: top_k must be from 1 to {num_experts}, the number of experts, got {top_k}")
         if ctx is None:
+            construction = current_construction()
             needs = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_size}
-            current_construction().ask("attention", **needs)
+            construction.ask("attention", **needs)
+            construction.expert_attentions.append(self)
         ctx = context_of(self, ctx, prefix, linear_method)
         self.name = prefix or ctx.prefix.rstrip(".")
         self.num_heads, self.num_kv_heads, self.head_size = num_heads, num_kv_heads, head_size
@@ -132,24 +140,32 @@ class MoEPagedAttention(Layer):
     def free(self, seq_id: int) -> None:
         """Give back all blocks of a sequence that ended, or that starts anew: those that the engine hands to a model's
         `forget`. One that was never here has none."""
-        self.tables.free(self._shared(), seq_id)
+        if self.pages is not None:
+            self.tables.free(self.pages, seq_id)
 
-    def forward(self, hidden: Tensor, ids: Tensor, weights: Tensor, batch: Batch) -> Tensor:
+    def parameter_parts(self) -> dict[str, dict[str, Any]]:
+        """Nothing: each expert's projections say it themselves."""
+        return {}
+
+    def forward(self, hidden: Tensor, ids: Tensor, weights: Tensor, batch: Batch | None = None) -> Tensor:
         """What each token's experts make of it, weighed and summed in the order of its choices.
 
         Args:
             hidden: `[T, H]`.
             ids: `[T, k]` integers, experts; a negative choice is left out, and no token names one twice.
             weights: `[T, k]` fp32.
-            batch: whose tokens these are: sequences, lengths and positions.
+            batch: whose tokens these are: sequences, lengths and positions; None for those of the step that runs.
 
         Returns:
             `[T, H]`.
 
         Raises:
-            ValueError: a sequence does not go on where it stopped.
+            ValueError: a sequence does not go on where it stopped; or k is more than `top_k`.
             OutOfBlocksError: too few blocks are free for this step; nothing was taken or written.
         """
+        if ids.shape[1] > self.top_k:
+            raise ValueError(f"{self.name}: a token has {ids.shape[1]} experts, and top_k is {self.top_k}")
+        batch = current_running().step.batch if batch is None else batch
         visits = self._visits(ids.tolist(), batch)
         wanted = [
             (v.expert, self.tables.held(v.sequence, v.expert).length + len(v.choices), v.sequence) for v in visits

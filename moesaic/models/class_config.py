@@ -87,6 +87,7 @@ class ClassSpec:
 
     Attributes:
         asked: what its layers ask of kernels, by family of operations.
+        shares_prompts: a sequence may begin on what another one computed, for all that is kept is in the paged cache.
     """
 
     vocab_size: int
@@ -94,3 +95,4 @@ class ClassSpec:
     num_parameters: int
     num_active_parameters: int
     asked: Mapping[str, list[tuple[tuple[str, Any], ...]]] = field(default_factory=dict)
+    shares_prompts: bool = True

@@ -24,9 +24,11 @@ class KVManager:
         enable_prefix_caching: bool,
         states: StatePool | None = None,
         whole_prompts: bool = False,
+        share_prompts: bool = True,
     ) -> None:
         self.block_size = block_size
         self.whole_prompts = whole_prompts
+        self._share = share_prompts and not whole_prompts
         self.states = states
         self.cache = PrefixCache(enable_prefix_caching)
         self.pool = BlockPool(num_blocks, self.cache)
@@ -34,7 +36,7 @@ class KVManager:
     @property
     def shares_prompts(self) -> bool:
         """Whether a sequence may begin on what another one computed."""
-        return not self.whole_prompts and (self.states is None or self.states.enabled)
+        return self._share and (self.states is None or self.states.enabled)
 
     def blocks_for(self, num_tokens: int) -> int:
         """How many blocks `num_tokens` tokens take."""

@@ -37,7 +37,12 @@ class Scheduler:
                 num_state_slots, cache.state_checkpoint_interval, cache.block_size, cache.enable_prefix_caching
             )
         self.kv = KVManager(
-            num_blocks, cache.block_size, cache.enable_prefix_caching, states, whole_prompts=config.whole_prompts
+            num_blocks,
+            cache.block_size,
+            cache.enable_prefix_caching,
+            states,
+            whole_prompts=config.whole_prompts,
+            share_prompts=config.share_prompts,
         )
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []

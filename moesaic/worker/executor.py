@@ -5,7 +5,7 @@ import torch
 from moesaic.core.config import EngineConfig
 from moesaic.core.log import get_logger
 from moesaic.core.step import StepPlan, StepResult
-from moesaic.layers.kv_cache import StateSpec
+from moesaic.layers.kv_cache import Cache, CacheSpec, ExpertPagesSpec, StateSpec
 from moesaic.models.load import load_model
 from moesaic.worker.inputs import SequenceTable
 from moesaic.worker.memory import plan_kv, size_of
@@ -28,12 +28,7 @@ class LocalExecutor:
         specs = self.model.cache_specs()
         self.kv = plan_kv(config, specs, self.model.weight_bytes(), explicit_len)
         blocks = self.kv.num_blocks, config.cache.block_size
-        caches = [
-            spec.allocate(self.kv.num_slots, config.device)
-            if isinstance(spec, StateSpec)
-            else spec.allocate(*blocks, config.device)
-            for spec in specs
-        ]
+        caches = [self._allocate(spec, *blocks, config.device) for spec in specs]
         table = SequenceTable(
             config.scheduler.max_num_seqs,
             self.kv.max_model_len,
@@ -47,13 +42,20 @@ class LocalExecutor:
         )
         if self.kv.num_slots:
             logger.info(
-                "recurrent state: %d slots of %s, %s; at most %d sequences run at once%s",
+                "kept of a sequence at any length: %d slots of %s, %s; at most %d sequences run at once%s",
                 self.kv.num_slots,
                 size_of(self.kv.bytes_per_slot),
                 size_of(self.kv.num_slots * self.kv.bytes_per_slot),
                 min(self.kv.num_slots, config.scheduler.max_num_seqs),
                 ", and slots that they leave keep checkpoints" if config.cache.enable_prefix_caching else "",
             )
+
+    def _allocate(self, spec: CacheSpec, num_blocks: int, block_size: int, device: str) -> Cache:
+        if isinstance(spec, StateSpec):
+            return spec.allocate(self.kv.num_slots, device)
+        if isinstance(spec, ExpertPagesSpec):
+            return spec.allocate(num_blocks, self.kv.num_slots, block_size, device)
+        return spec.allocate(num_blocks, block_size, device)
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Carry out one plan."""

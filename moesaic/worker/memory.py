@@ -9,14 +9,15 @@ import torch
 from moesaic.core.config import EngineConfig
 from moesaic.core.errors import ConfigError
 from moesaic.core.log import get_logger
-from moesaic.layers.kv_cache import CacheSpec, StateSpec
+from moesaic.layers.kv_cache import CacheSpec, ExpertPagesSpec, StateSpec
 
 logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class KVPlan:
-    """The paged cache as it will be allocated, and the slots of recurrent state (none for models without any)."""
+    """The paged cache as it will be allocated, and the slots of what a sequence has at any length: recurrent state, or
+    spare blocks of experts that keep keys and values (none for models without either)."""
 
     num_blocks: int
     bytes_per_block: int
@@ -68,6 +69,7 @@ def plan_kv(config: EngineConfig, specs: Sequence[CacheSpec], weight_bytes: int,
     block_size = config.cache.block_size
     per_block = sum(spec.bytes_per_block(block_size) for spec in specs if not isinstance(spec, StateSpec))
     per_slot = sum(spec.bytes_per_slot for spec in specs if isinstance(spec, StateSpec))
+    per_slot += sum(spec.bytes_per_slot(block_size) for spec in specs if isinstance(spec, ExpertPagesSpec))
     full_length = -(-config.model.max_model_len // block_size)
     most_blocks = full_length * config.scheduler.max_num_seqs
     if config.cache.memory is not None:
@@ -90,7 +92,7 @@ def plan_kv(config: EngineConfig, specs: Sequence[CacheSpec], weight_bytes: int,
     fits = max(0, num_blocks) * block_size
     if explicit_len or fits < 2 * block_size:
         shorter = f", or set --max-model-len to at most {fits}" if fits >= 2 * block_size else ""
-        state = f" ({size_of(per_slot)} of it for recurrent state)" if per_slot else ""
+        state = f" ({size_of(per_slot)} of it at any length)" if per_slot else ""
         raise ConfigError(
             f"KV memory is too small for one request of {config.model.max_model_len} tokens: it needs "
             f"{size_of(full_length * per_block + per_slot)}{state}, and {source} leaves {size_of(max(budget, 0))}. "

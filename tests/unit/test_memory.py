@@ -74,7 +74,7 @@ def test_a_length_that_was_not_asked_for_leaves_slots_an_eighth():
 
 
 def test_what_is_too_small_says_what_the_state_takes():
-    with pytest.raises(ConfigError, match=r"needs 11.2 KiB \(1.17 KiB of it for recurrent state\), and .* 1000 B"):
+    with pytest.raises(ConfigError, match=r"needs 11.2 KiB \(1.17 KiB of it at any length\), and .* 1000 B"):
         plan_kv(config(1000), [KV, STATE], 0, False)
     with pytest.raises(ConfigError, match="too small"):
         plan_kv(config(5 * BLOCK + 1200), [KV, STATE], 0, True)

@@ -1,5 +1,7 @@
 """Experts with caches of their own against dense, masked attention, in chunks and batches; who holds which blocks."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from moesaic.core.errors import ConfigError
 from moesaic.kernels import reference_attention as oracle
 from moesaic.kernels.cpu import library
 from moesaic.layers.base import REFERENCE, BuildContext
+from moesaic.layers.kv_cache import ExpertPagesSpec, KVCacheSpec
 from moesaic.layers.moe_paged_attention import MoEPagedAttention, OutOfBlocksError, SharedPages
 from moesaic.layers.rope import inverse_frequencies
 from moesaic.models.spec import RopeSpec
@@ -206,6 +209,34 @@ def test_a_sequence_goes_on_where_it_stopped():
         feed(layer, {3: (hidden[:2], ids[:2], weights[:2])}, [2])
     with pytest.raises(ValueError, match="a token is routed to expert 5 of 5"):
         feed(layer, {4: (hidden[:1], torch.tensor([[5, 0]]), weights[:1])}, [1])
+
+
+def test_what_is_set_aside_for_a_sequence_is_the_most_it_can_take():
+    """Whatever way two of three experts are chosen; and in one way all of it is taken."""
+    kv, left = KVCacheSpec(1, 4, torch.float32), set()
+    for length in range(1, 13):
+        pages = ExpertPagesSpec(kv, per_block=2, per_slot=2).allocate(-(-length // BLOCK), 1, BLOCK, "cpu")
+        for a, b in product(range(length + 1), repeat=2):
+            if 0 <= 2 * length - a - b <= length:
+                taken = sum(-(-tokens // BLOCK) for tokens in (a, b, 2 * length - a - b))
+                left.add(pages.blocks.num_free - taken)
+    assert min(left) == 0
+
+
+def test_top_k_is_kept_to():
+    ctx = BuildContext(torch.device("cpu"), torch.float32)
+    with pytest.raises(ConfigError, match="top_k must be from 1 to 5, the number of experts, got 6"):
+        MoEPagedAttention(HIDDEN, EXPERTS, HEADS, DIM, top_k=6, ctx=ctx)
+    layer, _ = layer_of("reference")
+    layer.top_k = 1
+    with pytest.raises(ValueError, match="attention: a token has 2 experts, and top_k is 1"):
+        feed(layer, SEQUENCES, [6])
+
+
+def test_a_sequence_that_leaves_before_there_are_pages_has_nothing():
+    layer, _ = layer_of("reference")
+    layer.pages = None
+    layer.free(7)
 
 
 def test_heads_must_divide():

@@ -78,7 +78,8 @@ class Watch:
     def execute(self, plan: StepPlan) -> StepResult:
         """The executor's `execute`, which notes the plan."""
         result = self._plain(plan)
-        self._plan = plan
+        if plan.advance:  # one without tells the worker who left
+            self._plan = plan
         if self._count_each:
             self.close_step()
         return result
@@ -86,7 +87,7 @@ class Watch:
     def close_step(self) -> Work | None:
         """Count what the last step did; called between steps, where it takes no time from them."""
         plan, self._plan = self._plan, None
-        if plan is None or not plan.advance:
+        if plan is None:
             return None
         distinct = None
         if self._before is not None:
