@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from moesaic import LLM, SamplingParams
-from moesaic.core.errors import ConfigError
 from moesaic.core.request import EngineRequest
 from moesaic.library import (
     Attention,
@@ -31,26 +30,29 @@ PROMPTS = [[(7 * i + 3 * n) % VOCAB for i in range(n)] for n in (3, 29, 17, 5)]
 NEW = 20
 
 
+def layers_of(every_expert):
+    """As above, or with all experts for each token."""
+    return [(kv, EXPERTS if every_expert else k) for kv, k in LAYERS]
+
+
 class Mixed(nn.Module):
     """Plain attention, then layers of experts that attend, each behind a norm and added to what it was given."""
 
     def __init__(self, *, vllm_config, prefix=""):
         super().__init__()
         config = vllm_config.model_config.hf_config
-        self.vocab_size, self.excess = config.vocab_size, config.get("excess", 0)
+        layers = layers_of(config.get("every_expert", False))
         self.embed = VocabParallelEmbedding(VOCAB, HIDDEN, prefix="embed")
         self.qkv = QKVParallelLinear(HIDDEN, DIM, HEADS, prefix="qkv")
         self.plain = Attention(HEADS, DIM, DIM**-0.5, prefix="plain")
         self.norms = nn.ModuleList(RMSNorm(HIDDEN, EPS) for _ in range(len(LAYERS) + 2))
         self.gates = nn.ModuleList(
             Router(HIDDEN, EXPERTS, top_k=k, renormalize=True, prefix=f"layers.{i}.gate")
-            for i, (_, k) in enumerate(LAYERS)
+            for i, (_, k) in enumerate(layers)
         )
         self.attentions = nn.ModuleList(
-            MoEPagedAttention(
-                HIDDEN, EXPERTS, HEADS, DIM, kv, top_k=k - self.excess, rope=ROPE, prefix=f"layers.{i}.attention"
-            )
-            for i, (kv, k) in enumerate(LAYERS)
+            MoEPagedAttention(HIDDEN, EXPERTS, HEADS, DIM, kv, top_k=k, rope=ROPE, prefix=f"layers.{i}.attention")
+            for i, (kv, k) in enumerate(layers)
         )
         self.head = ParallelLMHead(VOCAB, HIDDEN, prefix="head")
 
@@ -134,13 +136,13 @@ def attend(q, k, v, member):
     return torch.einsum("hts,shd->thd", scores.masked_fill(~seen, -1e30).softmax(-1), v).flatten(1)
 
 
-def logits_of(tokens):
+def logits_of(tokens, every_expert=False):
     """The definition."""
     hidden = WEIGHTS["embed.weight"][tokens]
     every = torch.ones(len(tokens), dtype=torch.bool)
     parts = (norm(hidden, 0) @ WEIGHTS["qkv.weight"].T).view(-1, 3 * HEADS, DIM).chunk(3, 1)
     hidden = hidden + attend(*parts, every)
-    for i, (kv, k) in enumerate(LAYERS):
+    for i, (kv, k) in enumerate(layers_of(every_expert)):
         x = norm(hidden, i + 1)
         weights, ids = (x @ WEIGHTS[f"gates.{i}.weight"].T).softmax(-1).topk(k)
         weights = weights / weights.sum(-1, keepdim=True)
@@ -154,10 +156,10 @@ def logits_of(tokens):
     return norm(hidden, len(LAYERS) + 1) @ WEIGHTS["head.weight"].T
 
 
-def assert_greedy(prompts, outputs):
+def assert_greedy(prompts, outputs, every_expert=False):
     """Each output is the one that the definition gives: every token of it is the best after all before it."""
     for prompt, output in zip(prompts, outputs, strict=True):
-        best = logits_of(prompt + output)[len(prompt) - 1 : -1].argmax(-1).tolist()
+        best = logits_of(prompt + output, every_expert)[len(prompt) - 1 : -1].argmax(-1).tolist()
         assert output == best and len(set(output)) > 3
 
 
@@ -213,13 +215,15 @@ def test_preempted(checkpoint):
     assert_idle(llm)
 
 
-def test_nothing_is_shared(checkpoint):
+@pytest.mark.parametrize("every_expert", [False, True])
+def test_nothing_is_shared(checkpoint, every_expert):
     """Neither with an earlier prompt, nor among the sequences of one."""
-    llm = engine_of(checkpoint(), enable_prefix_caching=True)
+    llm = engine_of(checkpoint(every_expert=every_expert), enable_prefix_caching=True)
     for _ in range(2):
         [outputs] = generate(llm, PROMPTS[1:2], n=3)
-        assert_greedy(PROMPTS[1:2] * 3, outputs)
-    assert llm.llm_engine.engine.stats.prefix_hits_total == 0
+        assert_greedy(PROMPTS[1:2] * 3, outputs, every_expert)
+    engine = llm.llm_engine.engine
+    assert engine.stats.prefix_hits_total == 0 and not engine.scheduler.kv.cache.enabled
     assert_idle(llm)
 
 
@@ -265,8 +269,6 @@ def test_what_is_set_aside_is_what_one_could_take(checkpoint):
 
 
 def test_more_experts_than_were_announced(checkpoint):
-    with pytest.raises(ConfigError, match=r"top_k must be from 1 to 4, the number of experts, got 0"):
-        engine_of(checkpoint(excess=1))
     llm = engine_of(checkpoint())
     layers = llm.llm_engine.engine.executor.model.model.attentions
     layers[0].top_k = 1
