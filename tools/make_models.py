@@ -105,8 +105,15 @@ def bindings(tree: ast.Module, call: ast.Call) -> list[dict[str, str]]:
     if not loops:
         return [{}]
     names = [name.id for name in ast.walk(loops[-1].target) if isinstance(name, ast.Name)]
-    rounds = eval(ast.unparse(loops[-1].iter), {"__builtins__": {}})
+    rounds = listed(loops[-1].iter)
     return [dict(zip(names, [repr(v) for v in (r if len(names) > 1 else [r])], strict=True)) for r in rounds]
+
+
+def listed(iterated: ast.expr) -> list[Any]:
+    """What a loop goes over: literals, or the items of a literal mapping."""
+    if isinstance(iterated, ast.Call) and isinstance(iterated.func, ast.Attribute) and iterated.func.attr == "items":
+        return list(ast.literal_eval(iterated.func.value).items())
+    return list(ast.literal_eval(iterated))
 
 
 def variants(bound: dict[str, str], arguments: list[ast.expr]) -> list[str]:
