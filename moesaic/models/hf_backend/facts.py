@@ -102,10 +102,10 @@ def class_of(entry: Allowed, path: str) -> Any:
 
 
 def _value(config: Any, name: str) -> Any:
-    """An attribute of a config, None where it has none; per-layer ones raise an error of their own kind."""
+    """An attribute of a config, None where it has none; one that differs from layer to layer raises a RuntimeError."""
     try:
         return getattr(config, name, None)
-    except Exception:
+    except RuntimeError:
         return None
 
 
