@@ -28,6 +28,7 @@ class ModelConfig:
         moe_block_size: the most rows of an expert in one block of work; 0 leaves it to the kernels.
         model_impl: whose code computes: "native", "transformers", or "auto" for the first that can.
         trust_remote_code: the checkpoint's own code may run.
+        arch: file with the architecture; None for the one that the checkpoint names.
     """
 
     path: str
@@ -45,6 +46,7 @@ class ModelConfig:
     moe_block_size: int = 0
     model_impl: str = "auto"
     trust_remote_code: bool = False
+    arch: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,12 @@ class EngineArgs:
         "scheduler; auto takes native where it knows the architecture (`moesaic models` lists both)",
         choices=("auto", "native", "transformers"),
     )
+    arch: str | None = arg(
+        None,
+        "file with the model's architecture (`spec` and `RULES`), such as `moesaic adapt` drafts; it counts whatever "
+        "the checkpoint names",
+        metavar="FILE",
+    )
     trust_remote_code: bool = arg(False, "run the code that a checkpoint's auto_map names, where nothing else can")
     quantization: str = arg(
         "none",

@@ -129,7 +129,7 @@ def resolve(args: EngineArgs) -> Resolved:
     check_args(args)
     path = find_model(args.model, args.revision, args.download_dir)
     raw = read_config(path)
-    architecture, spec = describe_model(path, args.model_impl, args.trust_remote_code)
+    architecture, spec = describe_model(path, args.model_impl, args.trust_remote_code, args.arch)
     device = _device(args.device)
     # What transformers computes, torch computes: only its experts are the kernels'.
     who = "reference" if isinstance(spec, ForeignSpec) else args.moe_backend
@@ -165,6 +165,7 @@ def resolve(args: EngineArgs) -> Resolved:
             moe_block_size=moe_block_size(args),
             model_impl=args.model_impl,
             trust_remote_code=args.trust_remote_code,
+            arch=os.path.abspath(args.arch) if args.arch is not None else None,
         ),
         cache=CacheConfig(
             block_size=args.block_size,

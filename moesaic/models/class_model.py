@@ -26,9 +26,9 @@ from moesaic.layers.moe_paged_attention import MoEPagedAttention
 from moesaic.layers.step import Step
 from moesaic.models.class_config import CacheSection, ClassConfig, ClassSpec, HFConfig, ModelSection
 from moesaic.models.language_model import LanguageModel
+from moesaic.weights.dtypes import FLOAT_DTYPES
 from moesaic.weights.plan import list_misses
 from moesaic.weights.quantization import QuantizationPlan
-from moesaic.weights.safetensors_file import FLOAT_DTYPES
 from moesaic.weights.sources import Source
 
 METHODS = ("get_input_embeddings", "forward", "compute_logits", "load_weights")

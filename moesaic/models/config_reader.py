@@ -7,6 +7,7 @@ from types import NoneType, UnionType
 from typing import Any, get_args
 
 from moesaic.core.errors import CheckpointError, ConfigError, UnsupportedError, nearest
+from moesaic.weights.codecs import method_of
 
 _REQUIRED = object()
 
@@ -120,12 +121,7 @@ class ConfigReader:
         return [self, *(reader for child in self._children for reader in child._readers())]
 
     def _refuse_quantized(self) -> None:
-        quantization = self._values.get("quantization_config")
-        if quantization is not None:
-            method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
-            raise UnsupportedError(
-                f"{self.path}: quantization_config (method {method}) is not supported yet: use an unquantised one"
-            )
+        method_of(self._values, self.path)
 
     def _untouched(self) -> list[str]:
         lines = []

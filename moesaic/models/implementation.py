@@ -6,7 +6,7 @@ from typing import Any
 from moesaic.core.errors import UnsupportedError, nearest
 from moesaic.core.log import get_logger
 from moesaic.models.hf_backend.allowed import ALLOWED, REFUSED, Allowed
-from moesaic.models.registry import Architecture, ModelRegistry
+from moesaic.models.registry import Architecture, ModelRegistry, architecture_in
 
 log = get_logger(__name__)
 
@@ -14,17 +14,26 @@ REMOTE_KINDS = ("AutoModelForCausalLM", "AutoModel")  # keys of auto_map that na
 
 
 def choose_implementation(
-    config: dict[str, Any], path: str, wanted: str = "auto", trust_remote_code: bool = False
+    config: dict[str, Any],
+    path: str,
+    wanted: str = "auto",
+    trust_remote_code: bool = False,
+    arch: str | None = None,
 ) -> Architecture | Allowed:
     """The spec of ours, or the entry of the backend's allow-list, that serves this config.
 
     Args:
         wanted: "native", "transformers", or "auto" for the first of the two that knows the architecture.
         trust_remote_code: code in the checkpoint's folder may serve what neither knows.
+        arch: file with the architecture, whatever the config names.
 
     Raises:
         ConfigError: the config names no architecture, or what was asked for does not serve it.
     """
+    if arch is not None:
+        if wanted == "transformers":
+            raise UnsupportedError(f"--arch {arch} and --model-impl transformers exclude each other")
+        return architecture_in(arch)
     native = ModelRegistry.get_supported_archs()
     for name in set(_names(config)) & REFUSED.keys() - native:
         raise UnsupportedError(f"architecture {name!r} is not served: {REFUSED[name]}")

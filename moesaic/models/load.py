@@ -10,7 +10,8 @@ from moesaic.core.errors import UnsupportedError
 from moesaic.models.class_config import ClassSpec
 from moesaic.models.config_reader import ConfigReader, eos_token_ids, read_config
 from moesaic.models.implementation import choose_implementation
-from moesaic.models.registry import Architecture, ModelRegistry
+from moesaic.models.naming import rules_of
+from moesaic.models.registry import Architecture, ModelRegistry, architecture_in
 from moesaic.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -28,14 +29,18 @@ Spec = ModelSpec | ClassSpec
 __all__ = ["Spec", "describe_model", "eos_token_ids", "load_model", "read_config", "read_spec", "spec_of"]
 
 
-def read_spec(path: str) -> tuple[Architecture, Spec]:
-    """What the checkpoint in folder `path` computes. Raises ConfigError or CheckpointError."""
-    return spec_of(read_config(path), os.path.join(path, "config.json"))
+def read_spec(path: str, arch: str | None = None) -> tuple[Architecture, Spec]:
+    """What the checkpoint in folder `path` computes. Raises ConfigError or CheckpointError.
+
+    Args:
+        arch: file with the architecture; None for the one that the config names.
+    """
+    return spec_of(read_config(path), os.path.join(path, "config.json"), arch)
 
 
-def spec_of(config: dict[str, Any], where: str = "config.json") -> tuple[Architecture, Spec]:
+def spec_of(config: dict[str, Any], where: str = "config.json", arch: str | None = None) -> tuple[Architecture, Spec]:
     """What a model with this config computes; every key is accounted for. Raises ConfigError."""
-    architecture = ModelRegistry.resolve(config)
+    architecture = ModelRegistry.resolve(config) if arch is None else architecture_in(arch)
     if architecture.spec is None:
         from moesaic.models.class_model import spec_of_class
 
@@ -47,7 +52,7 @@ def spec_of(config: dict[str, Any], where: str = "config.json") -> tuple[Archite
 
 
 def describe_model(
-    path: str, model_impl: str = "auto", trust_remote_code: bool = False
+    path: str, model_impl: str = "auto", trust_remote_code: bool = False, arch: str | None = None
 ) -> "tuple[str, Spec | ForeignSpec]":
     """The architecture's name and the facts of the checkpoint in folder `path`, whoever computes it.
 
@@ -55,9 +60,9 @@ def describe_model(
         ConfigError, CheckpointError: the config cannot be read, or nothing here computes it.
     """
     config = read_config(path)
-    chosen = choose_implementation(config, path, model_impl, trust_remote_code)
+    chosen = choose_implementation(config, path, model_impl, trust_remote_code, arch)
     if isinstance(chosen, Architecture):
-        architecture, spec = spec_of(config, os.path.join(path, "config.json"))
+        architecture, spec = spec_of(config, os.path.join(path, "config.json"), arch)
         return architecture.name, spec
     from moesaic.models.hf_backend.facts import read_facts
 
@@ -75,7 +80,9 @@ def load_model(
     Args:
         block_size, kv_dtype: of the cache that it will be run on; None for the model's dtype.
     """
-    chosen = choose_implementation(read_config(config.path), config.path, config.model_impl, config.trust_remote_code)
+    chosen = choose_implementation(
+        read_config(config.path), config.path, config.model_impl, config.trust_remote_code, config.arch
+    )
     if isinstance(chosen, Architecture):
         return load_native(config, device, block_size, progress, kv_dtype)
     import torch
@@ -95,16 +102,19 @@ def load_native(
     from moesaic.models.backends import choose_backends
     from moesaic.models.decoder import Decoder
     from moesaic.models.language_model import LanguageModel
+    from moesaic.weights.codecs import decoded
     from moesaic.weights.loader import fill_dummy
     from moesaic.weights.packing import check_plan
     from moesaic.weights.quantization import QuantizationPlan
     from moesaic.weights.sources import open_source
 
-    architecture, spec = read_spec(config.path)
+    architecture, spec = read_spec(config.path, config.arch)
     plan = QuantizationPlan.read(
         config.dtype, config.quantization, config.quantization_group_size, config.quantization_config
     )
-    source = None if config.load_format == "dummy" else open_source(config.path, config.load_format)
+    source = None
+    if config.load_format != "dummy":
+        source = decoded(open_source(config.path, config.load_format), read_config(config.path))
     where, dtype = torch.device(device), getattr(torch, config.dtype)
     cache_dtype = dtype if kv_dtype is None else getattr(torch, kv_dtype)
     backends = choose_backends(spec, where, dtype, cache_dtype, block_size, config.moe_backend)
@@ -131,7 +141,7 @@ def load_native(
         if source is None:
             fill_dummy(parameters, config.seed)
         else:
-            _load(config, architecture.rules(spec), source, parameters, plan.quantised, progress)
+            _load(config, rules_of(architecture, spec, source.naming), source, parameters, plan.quantised, progress)
     for module in model.modules():
         if isinstance(module, Layer):
             module.loaded()

@@ -3,13 +3,16 @@
 A target is a spec module (`spec` and `RULES`) or a hand-written model class (`models.class_model`).
 """
 
+import os
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
+from importlib.util import module_from_spec, spec_from_file_location
 from pkgutil import iter_modules
 from types import ModuleType
 from typing import Any, ClassVar
@@ -142,6 +145,28 @@ class ModelRegistry:
             f"architecture {asked!r} is not supported; nearest known: {', '.join(close)}. "
             f"ModelRegistry.register_model can add it"
         )
+
+
+def architecture_in(path: str) -> Architecture:
+    """The architecture that a Python file describes, as a spec module.
+
+    Its name is the file's `ARCHITECTURE`, or else the file's own. The file runs as any module does.
+
+    Raises:
+        ConfigError: there is no such file, or it describes none.
+    """
+    if not os.path.isfile(path):
+        raise ConfigError(f"--arch {path}: there is no such file")
+    stem = os.path.basename(path).removesuffix(".py")
+    module_spec = spec_from_file_location(f"moesaic_arch_{stem}", path, loader=SourceFileLoader(stem, path))
+    assert module_spec is not None and module_spec.loader is not None
+    module = module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as e:
+        blame(e, f"{path}, which --arch names")
+        raise
+    return _architecture(getattr(module, "ARCHITECTURE", stem), module)
 
 
 def _architecture(name: str, target: str | object) -> Architecture:

@@ -16,9 +16,9 @@ import torch
 
 from moesaic.core.errors import CheckpointError
 from moesaic.core.log import get_logger
+from moesaic.weights.dtypes import FLOAT_DTYPES
 from moesaic.weights.plan import Copy, plan_load
 from moesaic.weights.rules import AnyRule, Index, View
-from moesaic.weights.safetensors_file import FLOAT_DTYPES
 from moesaic.weights.sources import Source
 
 log = get_logger(__name__)

@@ -1,19 +1,20 @@
-"""Where a checkpoint's tensors come from: sharded safetensors or torch's .bin files, behind one small interface."""
+"""Where a checkpoint's tensors come from, whatever it is kept as, behind one small interface. Torch-free until read."""
 
 import glob
 import json
 import os
-import threading
-from collections.abc import Iterable, Mapping
-from typing import Protocol
-
-import torch
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Protocol
 
 from moesaic.core.config import LoadFormat
 from moesaic.core.errors import CheckpointError
 from moesaic.core.log import get_logger
+from moesaic.weights.containers.safetensors import SafetensorsFile
 from moesaic.weights.rules import Index
-from moesaic.weights.safetensors_file import LFS_MAGIC, SafetensorsFile, TensorInfo
+from moesaic.weights.tensors import TensorInfo, merge_shards
+
+if TYPE_CHECKING:
+    import torch
 
 log = get_logger(__name__)
 
@@ -21,29 +22,35 @@ NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
 
 
 class Source(Protocol):
-    """The tensors of a checkpoint; `tensors` is in the order in which reading is fastest."""
+    """The tensors of a checkpoint; `tensors` is in the order in which reading is fastest.
+
+    Attributes:
+        naming: whose names the tensors have: "hf" for those of the architecture's own rules (`models.naming`).
+    """
+
+    naming: str
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Every tensor by name."""
 
-    def read(self, name: str, index: Index, into: torch.Tensor) -> None:
+    def read(self, name: str, index: Index, into: "torch.Tensor") -> None:
         """Copy part `index` of a tensor into `into`, which has that part's shape and any dtype and device. Threads may
         call it at the same time."""
 
 
-def open_source(folder: str, load_format: LoadFormat) -> Source:
-    """The tensors of the checkpoint in `folder`; "auto" prefers safetensors. Raises CheckpointError."""
-    if load_format in ("auto", "safetensors"):
-        shards = find_shards(folder, "model.safetensors", "*.safetensors")
-        if shards:
-            return SafetensorsSource(shards)
-    if load_format in ("auto", "bin"):
-        shards = find_shards(folder, "pytorch_model.bin", "*.bin")
-        if shards:
-            return BinSource(shards)
-    wanted = {"safetensors": "no .safetensors", "bin": "no .bin"}.get(load_format, "neither .safetensors nor .bin")
-    raise CheckpointError(f"{folder} holds {wanted} files with weights (it holds: {_listing(folder)})")
+class SafetensorsSource:
+    """Tensors of one or more safetensors files."""
+
+    naming = "hf"
+
+    def __init__(self, shards: list[str]) -> None:
+        self._files = {path: SafetensorsFile(path) for path in shards}
+        self.tensors = merge_shards(file.tensors for file in self._files.values())
+
+    def read(self, name: str, index: Index, into: "torch.Tensor") -> None:
+        info = self.tensors[name]
+        self._files[info.file].read(info, index, into)
 
 
 def find_shards(folder: str, single: str, pattern: str) -> list[str]:
@@ -67,68 +74,38 @@ def find_shards(folder: str, single: str, pattern: str) -> list[str]:
     return [file for file in found if not os.path.basename(file).startswith(NOT_WEIGHTS)]
 
 
-class SafetensorsSource:
-    """Tensors of one or more safetensors files."""
+def open_source(folder: str, load_format: LoadFormat = "auto") -> Source:
+    """The tensors of the checkpoint in `folder`; "auto" takes the first format of which there are files.
 
-    def __init__(self, shards: list[str]) -> None:
-        self._files = {path: SafetensorsFile(path) for path in shards}
-        self.tensors = merge_shards(file.tensors for file in self._files.values())
-
-    def read(self, name: str, index: Index, into: torch.Tensor) -> None:
-        info = self.tensors[name]
-        self._files[info.file].read(info, index, into)
-
-
-class BinSource:
-    """Tensors of torch's own files, which are loaded as plain data (`weights_only`) and mapped where they can be.
-
-    One shard is held at a time: `tensors` goes shard by shard, and so should `read`.
+    Raises:
+        CheckpointError: there are none, or a file is damaged.
     """
-
-    def __init__(self, shards: list[str]) -> None:
-        self._open: tuple[str, dict[str, torch.Tensor]] = ("", {})
-        self._lock = threading.Lock()
-        self.tensors = merge_shards(self._infos(path) for path in shards)
-
-    def read(self, name: str, index: Index, into: torch.Tensor) -> None:
-        with self._lock:
-            tensor = self._shard(self.tensors[name].file)[name]
-        into.copy_(tensor[index])
-
-    def _infos(self, path: str) -> dict[str, TensorInfo]:
-        return {n: TensorInfo(_dtype_name(t.dtype), tuple(t.shape), path) for n, t in self._shard(path).items()}
-
-    def _shard(self, path: str) -> dict[str, torch.Tensor]:
-        if self._open[0] != path:
-            self._open = ("", {})  # let go of the last shard before the next one is loaded
-            self._open = (path, load_bin(path))
-        return self._open[1]
+    for name, opener in OPENERS.items():
+        if load_format in ("auto", name):
+            source = opener(folder)
+            if source is not None:
+                return source
+    formats = OPENERS if load_format == "auto" else [load_format]
+    raise CheckpointError(f"{folder} holds no weights as {' or '.join(formats)} (it holds: {_listing(folder)})")
 
 
-def load_bin(path: str) -> dict[str, torch.Tensor]:
-    """The state dict in a torch file, never running code that a file may carry. Raises CheckpointError."""
-    with open(path, "rb") as f:
-        head = f.read(len(LFS_MAGIC))
-    if head == LFS_MAGIC:
-        raise CheckpointError(f"{path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`")
-    mapped = head.startswith(b"PK")  # a zip archive; torch before 1.6 wrote plain pickles, which cannot be mapped
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as e:  # a damaged pickle raises whatever its bytes happen to mean
-        raise CheckpointError(f"cannot read {path}: truncated, damaged or not weights alone ({_first(e)})") from e
-    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
-        raise CheckpointError(f"{path} must hold a flat dictionary of tensors")
-    return state
+def _open_safetensors(folder: str) -> Source | None:
+    shards = find_shards(folder, "model.safetensors", "*.safetensors")
+    return SafetensorsSource(shards) if shards else None
 
 
-def merge_shards(shards: Iterable[Mapping[str, TensorInfo]]) -> dict[str, TensorInfo]:
-    """All tensors of all shards. Raises CheckpointError when two shards hold the same one."""
-    merged: dict[str, TensorInfo] = {}
-    for shard in shards:
-        for name in merged.keys() & shard.keys():
-            raise CheckpointError(f"tensor {name} is in {merged[name].file} and again in {shard[name].file}")
-        merged.update(shard)
-    return merged
+def _open_torch_files(folder: str) -> Source | None:
+    from moesaic.weights.containers.torch_file import BinSource
+
+    shards = find_shards(folder, "pytorch_model.bin", "*.bin")
+    return BinSource(shards) if shards else None
+
+
+# What a checkpoint may be kept as, best first: what opens it, or says None where a folder holds none such.
+OPENERS: dict[str, Callable[[str], Source | None]] = {
+    "safetensors": _open_safetensors,
+    "bin": _open_torch_files,
+}
 
 
 def _weight_map(index: str) -> dict[str, str]:
@@ -142,15 +119,6 @@ def _weight_map(index: str) -> dict[str, str]:
     raise CheckpointError(f"{index} names no shards")
 
 
-def _dtype_name(dtype: torch.dtype) -> str:
-    short = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-    return short.get(dtype, str(dtype).removeprefix("torch."))
-
-
 def _listing(folder: str) -> str:
     names = sorted(os.listdir(folder))
     return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") if names else "nothing"
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,46 +1,24 @@
 """One safetensors file: its header checked against its size, its bytes read straight to where they belong.
 
 Our own reader rather than the library's, so that a tensor, or a part of one, lands in the parameter's own memory
-without a copy of the file or of the tensor in between.
+without a copy of the file or of the tensor in between. Torch is imported when something is read: headers need none.
 """
 
 import json
 import math
 import os
-from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from moesaic.core.errors import CheckpointError
 from moesaic.weights.rules import Index, Shape
+from moesaic.weights.tensors import ITEM_BITS, TensorInfo
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_READ_BYTES = 1 << 30  # Linux reads at most 2 GiB a call
 LFS_MAGIC = b"version https://git-lfs"
-
-FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-ITEM_BITS = {
-    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "U64": 64, "I32": 32, "U32": 32, "I16": 16, "U16": 16,
-    "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
-    "C64": 64,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """A tensor of a checkpoint, before it is read.
-
-    Attributes:
-        dtype: as safetensors spells it (F32, BF16, ...).
-        file: where it lies.
-        offset: of its first byte in the file; 0 where the format has no such thing.
-    """
-
-    dtype: str
-    shape: Shape
-    file: str
-    offset: int = 0
 
 
 class SafetensorsFile:
@@ -54,18 +32,24 @@ class SafetensorsFile:
         except OSError as e:
             raise CheckpointError(f"cannot read {path}: {e}") from e
 
-    def read(self, info: TensorInfo, index: Index, into: torch.Tensor) -> None:
+    def read(self, info: TensorInfo, index: Index, into: "torch.Tensor") -> None:
         """Copy part `index` of a tensor into `into`, which has that part's shape and any dtype and device."""
+        import torch
+
+        from moesaic.weights.dtypes import DTYPES
+
         start, shape = part_range(info.shape, index)
-        dtype = FLOAT_DTYPES[info.dtype]
+        dtype = DTYPES[info.dtype]
         direct = into.dtype == dtype and into.is_contiguous() and into.device.type == "cpu"
         buffer = into if direct else torch.empty(shape, dtype=dtype)
         self._read_bytes(info.offset + start * dtype.itemsize, buffer)
         if not direct:
             into.copy_(buffer)
 
-    def _read_bytes(self, offset: int, into: torch.Tensor) -> None:
+    def _read_bytes(self, offset: int, into: "torch.Tensor") -> None:
         """Fill the contiguous CPU tensor `into` from the file, starting at byte `offset`."""
+        import torch
+
         view = memoryview(into.reshape(-1).view(torch.uint8).numpy())
         while view:
             count = os.preadv(self._file.fileno(), [view[:MAX_READ_BYTES]], offset)
