@@ -2,7 +2,8 @@
 
 import pytest
 
-from moesaic.entrypoints.bench import kernels, latent, limits, states
+from moesaic.entrypoints.bench import kernels, latent, states
+from moesaic.kernels.cpu import limits
 from moesaic.kernels.cpu.library import Unavailable, supported_isas
 
 

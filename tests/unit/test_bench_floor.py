@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from moesaic.core.formats import WeightFormat
-from moesaic.entrypoints.bench.floor import (
+from moesaic.models.floor import (
     Formats,
     Work,
     decode,

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from moesaic.core.batch import Batch
 from moesaic.entrypoints.bench import latent
-from moesaic.entrypoints.bench.limits import GIGA, Stream, gemm_peak
 from moesaic.entrypoints.bench.report import Figure
 from moesaic.kernels.cpu.attention import paged_attention, plan_attention, write_kv
+from moesaic.kernels.cpu.limits import GIGA, Stream, gemm_peak
 from moesaic.kernels.kv_cache import KVCacheSpec
 
 HEADS, KV_HEADS, DIM, BLOCK = 16, 4, 128, 16

@@ -15,9 +15,9 @@ import torch
 
 from moesaic.core.formats import WeightFormat
 from moesaic.entrypoints.bench import states
-from moesaic.entrypoints.bench.limits import GIGA, Stream, gemm_kind, gemm_peak
 from moesaic.entrypoints.bench.report import Figure
 from moesaic.kernels.cpu.arena import Arena
+from moesaic.kernels.cpu.limits import GIGA, Stream, gemm_kind, gemm_peak
 from moesaic.kernels.cpu.matmul import PackedExperts, fused_moe, linear
 from moesaic.kernels.cpu.packed import PackedMatrix
 

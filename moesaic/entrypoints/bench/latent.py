@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from moesaic.core.batch import Batch
-from moesaic.entrypoints.bench.limits import Stream, gemm_peak
 from moesaic.entrypoints.bench.report import Figure
 from moesaic.kernels.cpu.attention import TiledCache, paged_attention, plan_attention, write_kv
 from moesaic.kernels.cpu.indexer import select_positions, selected_attention
+from moesaic.kernels.cpu.limits import Stream, gemm_peak
 from moesaic.kernels.kv_cache import KVCacheSpec
 
 LATENT, ROTARY, INDEX_HEADS, INDEX_DIM, TOP_K, BLOCK = 512, 64, 64, 128, 2048, 16

@@ -17,12 +17,12 @@ from moesaic.core.outputs import RequestOutput
 from moesaic.core.sampling_params import SamplingParams
 from moesaic.engine.llm import LLM
 from moesaic.engine.llm_engine import LLMEngine
-from moesaic.entrypoints.bench.floor import Work
-from moesaic.entrypoints.bench.limits import Stream
 from moesaic.entrypoints.bench.report import Figure
 from moesaic.entrypoints.bench.share import QUANTISED, Meter, formats_of, watching
 from moesaic.entrypoints.bench.workload import model_case, random_prompts, spread_lengths
 from moesaic.kernels.cpu.calls import Kernel
+from moesaic.kernels.cpu.limits import Stream
+from moesaic.models.floor import Work
 
 MS = 1e3
 GREEDY = {"temperature": 0.0}

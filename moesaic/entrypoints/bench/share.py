@@ -12,12 +12,12 @@ from moesaic.core.errors import UnsupportedError
 from moesaic.core.formats import WeightFormat
 from moesaic.core.step import StepPlan, StepResult
 from moesaic.engine.llm_engine import LLMEngine
-from moesaic.entrypoints.bench.floor import Formats, Work, floor_seconds, kept_numbers
-from moesaic.entrypoints.bench.limits import GIGA, Stream, gemm_kind, gemm_peak
 from moesaic.entrypoints.bench.report import Figure
 from moesaic.experts.store import ExpertPages
+from moesaic.kernels.cpu.limits import GIGA, Stream, gemm_kind, gemm_peak
 from moesaic.kernels.cpu.packed import PackedMatrix
 from moesaic.layers.kv_cache import KVCacheSpec
+from moesaic.models.floor import Formats, Work, floor_seconds, kept_numbers
 from moesaic.models.spec import ModelSpec
 
 DTYPE_KINDS = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}

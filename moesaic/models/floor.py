@@ -2,7 +2,7 @@
 
 A step reads every weight that it needs once, and the keys and values of its sequences; it multiplies each of its tokens
 with the weights that the token meets. Bytes over the memory's bandwidth, or operations over the peak of matrix
-products, whichever takes longer, is the floor. Both limits are measured beside the step (`limits`).
+products, whichever takes longer, is the floor. Both limits are measured beside the step (`kernels.cpu.limits`).
 """
 
 from collections.abc import Sequence
