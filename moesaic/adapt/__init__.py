@@ -1,1 +1,26 @@
-"""The tools of those who have a checkpoint: what it is, whether it is right, what it needs, and how to change it."""
+"""The tools of those who have a checkpoint: what it is, whether it is right, what it needs, and how to change it.
+
+Names load when first used: looking at a checkpoint needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moesaic.adapt.survey import Survey, survey
+
+_WHERE = {
+    "Survey": "moesaic.adapt.survey",
+    "survey": "moesaic.adapt.survey",
+}
+__all__ = ["Survey", "survey"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'moesaic.adapt' has no attribute {name!r}")
+    return getattr(import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

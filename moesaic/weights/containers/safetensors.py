@@ -7,6 +7,8 @@ without a copy of the file or of the tensor in between. Torch is imported when s
 import json
 import math
 import os
+from collections.abc import Mapping
+from io import FileIO
 from typing import TYPE_CHECKING, Any
 
 from moesaic.core.errors import CheckpointError
@@ -58,46 +60,73 @@ class SafetensorsFile:
             view, offset = view[count:], offset + count
 
     def _read_header(self) -> dict[str, TensorInfo]:
-        size = os.fstat(self._file.fileno()).st_size
-        head = self._file.read(64)
-        if head.startswith(LFS_MAGIC):
-            raise CheckpointError(
-                f"{self.path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
-            )
-        length = int.from_bytes(head[:8], "little")
-        if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
-            raise CheckpointError(
-                f"{self.path} is truncated or not a safetensors file: it has {size} bytes, "
-                f"its header alone would need {8 + length}"
-            )
-        self._file.seek(8)
-        try:
-            header = json.loads(self._file.read(length))
-            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            infos = {name: self._tensor_info(name, entry, 8 + length) for name, entry in entries.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise CheckpointError(f"{self.path}: its safetensors header is damaged ({e!r})") from e
-        self._check_size(infos, size)
-        return dict(sorted(infos.items(), key=lambda item: item[1].offset))
+        tensors = _header(self._file, self.path)
+        missing = bytes_missing(tensors, os.fstat(self._file.fileno()).st_size)
+        if missing:
+            raise CheckpointError(_truncated(self.path, tensors, missing))
+        return tensors
 
-    def _tensor_info(self, name: str, entry: dict[str, Any], data_start: int) -> TensorInfo:
-        dtype, shape = str(entry["dtype"]), tuple(entry["shape"])
-        begin, end = entry["data_offsets"]
-        if dtype not in ITEM_BITS:
-            raise CheckpointError(f"{self.path}: tensor {name} has the unknown dtype {dtype}")
-        if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
-            raise ValueError(f"shape or offsets of {name}")
-        if (end - begin) * 8 != math.prod(shape) * ITEM_BITS[dtype]:
-            raise ValueError(f"{name}: {end - begin} bytes for {dtype} {list(shape)}")
-        return TensorInfo(dtype, shape, self.path, data_start + begin)
 
-    def _check_size(self, infos: dict[str, TensorInfo], size: int) -> None:
-        needed = max((i.offset + math.prod(i.shape) * ITEM_BITS[i.dtype] // 8 for i in infos.values()), default=0)
-        if needed > size:
-            raise CheckpointError(
-                f"{self.path} is truncated: its header describes {needed} bytes, the file has {size} "
-                f"({needed - size} missing); download it again"
-            )
+def survey_header(path: str) -> tuple[dict[str, TensorInfo], str]:
+    """What the header of a file describes, and what is wrong with the data behind it: "", or that the file is cut off.
+
+    Raises:
+        CheckpointError: not even the header can be read.
+    """
+    try:
+        with open(path, "rb", buffering=0) as file:
+            tensors = _header(file, path)
+            missing = bytes_missing(tensors, os.fstat(file.fileno()).st_size)
+    except OSError as e:
+        raise CheckpointError(f"cannot read {path}: {e}") from e
+    return tensors, _truncated(path, tensors, missing) if missing else ""
+
+
+def bytes_missing(tensors: Mapping[str, TensorInfo], size: int) -> int:
+    """How many bytes a file of `size` bytes lacks of what its header describes."""
+    return max(0, max((info.offset + info.nbytes for info in tensors.values()), default=0) - size)
+
+
+def _header(file: FileIO, path: str) -> dict[str, TensorInfo]:
+    """Every tensor that the file describes, in the order in which they lie there."""
+    size = os.fstat(file.fileno()).st_size
+    head = file.read(64)
+    if head.startswith(LFS_MAGIC):
+        raise CheckpointError(f"{path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`")
+    length = int.from_bytes(head[:8], "little")
+    if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+        raise CheckpointError(
+            f"{path} is truncated or not a safetensors file: it has {size} bytes, "
+            f"its header alone would need {8 + length}"
+        )
+    file.seek(8)
+    try:
+        header = json.loads(file.read(length))
+        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+        infos = {name: _tensor_info(path, name, entry, 8 + length) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise CheckpointError(f"{path}: its safetensors header is damaged ({e!r})") from e
+    return dict(sorted(infos.items(), key=lambda item: item[1].offset))
+
+
+def _tensor_info(path: str, name: str, entry: dict[str, Any], data_start: int) -> TensorInfo:
+    dtype, shape = str(entry["dtype"]), tuple(entry["shape"])
+    begin, end = entry["data_offsets"]
+    if dtype not in ITEM_BITS:
+        raise CheckpointError(f"{path}: tensor {name} has the unknown dtype {dtype}")
+    if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
+        raise ValueError(f"shape or offsets of {name}")
+    if (end - begin) * 8 != math.prod(shape) * ITEM_BITS[dtype]:
+        raise ValueError(f"{name}: {end - begin} bytes for {dtype} {list(shape)}")
+    return TensorInfo(dtype, shape, path, data_start + begin)
+
+
+def _truncated(path: str, tensors: Mapping[str, TensorInfo], missing: int) -> str:
+    needed = max(info.offset + info.nbytes for info in tensors.values())
+    return (
+        f"{path} is truncated: its header describes {needed} bytes, the file has {needed - missing} "
+        f"({missing} missing); download it again"
+    )
 
 
 def part_range(shape: Shape, index: Index) -> tuple[int, Shape]:

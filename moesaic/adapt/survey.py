@@ -1,0 +1,238 @@
+"""What lies in a checkpoint's folder: its config, its tensors from headers alone, and what is wrong with it.
+
+Everything that inspects, adapts, proves or converts a checkpoint starts from a `Survey`. It is torch-free, and made of
+whatever is there: a damaged file is a problem in the list, and the others are surveyed all the same.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from moesaic.adapt.names import Group, group_names, listed
+from moesaic.core.errors import CheckpointError, MoesaicError
+from moesaic.models.config_reader import read_config
+from moesaic.weights.codecs import decoded
+from moesaic.weights.containers.safetensors import survey_header
+from moesaic.weights.rules import Index
+from moesaic.weights.sources import OPENERS, Source
+from moesaic.weights.tensors import TensorInfo
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_FILES = 200_000  # of one folder that are looked at
+# What no reader here is for: how its files end, and what to call it.
+FOREIGN = {
+    ".distcp": "torch distributed checkpoint", ".zarr": "zarr", ".msgpack": "Flax", ".onnx": "ONNX",
+    ".tflite": "TensorFlow Lite", ".ckpt": "TensorFlow or Lightning checkpoint", ".npz": "NumPy archive",
+    ".npy": "NumPy array", ".pdparams": "PaddlePaddle", ".engine": "TensorRT engine", ".nemo": "NeMo archive",
+    ".tar": "archive", ".zip": "archive", ".gz": "archive", ".mlmodel": "Core ML", ".ot": "rust-bert",
+    ".llamafile": "llamafile", ".ggml": "GGML (before GGUF)", ".exl2": "ExLlama", ".keras": "Keras",
+}  # fmt: skip
+HEADERS: dict[str, Callable[[str], tuple[Mapping[str, TensorInfo], str]]] = {".safetensors": survey_header}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong.
+
+    Attributes:
+        where: the file, relative to the folder, or the part of the checkpoint; "" for all of it.
+    """
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" if self.where and self.where not in self.what else self.what
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a checkpoint from its headers.
+
+    Attributes:
+        path: the folder.
+        kind: the format of its weights, as `weights.sources` calls it; "" where there are none that are read here.
+        config: config.json; None where it is missing or no JSON object.
+        tensors: as they are stored.
+        weights: the same with what codes stand for in place of codes, scales and zero points, by the weight's own name.
+        naming: whose names the tensors have (`Source.naming`).
+        quantization: the method that the config states; "" where it states none.
+        files: that hold weights.
+        problems: what is damaged, absent or foreign.
+    """
+
+    path: str
+    kind: str
+    config: Mapping[str, Any] | None
+    tensors: Mapping[str, TensorInfo] = field(repr=False)
+    weights: Mapping[str, TensorInfo] = field(repr=False)
+    naming: str = "hf"
+    quantization: str = ""
+    files: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """The stored tensors, by names that differ in numbers alone."""
+        return group_names(self.tensors)
+
+    @cached_property
+    def weight_groups(self) -> list[Group]:
+        """The same of `weights`."""
+        return self.groups if self.weights is self.tensors else group_names(self.weights)
+
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors, as stored."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    @property
+    def where(self) -> str:
+        """The config's file, for messages."""
+        return os.path.join(self.path, "config.json")
+
+
+@dataclass
+class Headers:
+    """Tensors of which only headers are known, where a `Source` is asked for."""
+
+    tensors: Mapping[str, TensorInfo]
+    naming: str = "hf"
+
+    def read(self, name: str, index: Index, into: "torch.Tensor") -> None:
+        """Never: what is only surveyed is not read."""
+        raise CheckpointError(f"{self.tensors[name].file} was surveyed, not opened")
+
+
+def survey(path: str) -> Survey:
+    """Look at the checkpoint in folder `path`.
+
+    Raises:
+        CheckpointError: there is no such folder.
+    """
+    path = os.fspath(path)
+    if not os.path.isdir(path):
+        what = "is a file, not a folder" if os.path.exists(path) else "does not exist"
+        raise CheckpointError(f"{path!r} {what}")
+    problems: list[Problem] = []
+    config = _config(path, problems)
+    kind, source = _open(path, problems)
+    quantization = config.get("quantization_config") if config is not None else None
+    method = str(quantization.get("quant_method", "unknown")) if isinstance(quantization, Mapping) else ""
+    weights = source.tensors
+    try:
+        if config is not None:
+            weights = decoded(source, config).tensors
+    except MoesaicError as e:
+        problems.append(Problem("config.json", str(e)))
+    files = sorted({os.path.relpath(info.file, path) for info in source.tensors.values()})
+    return Survey(path, kind, config, source.tensors, weights, source.naming, method, tuple(files), tuple(problems))
+
+
+def _config(path: str, problems: list[Problem]) -> dict[str, Any] | None:
+    try:
+        return read_config(path)
+    except (MoesaicError, RecursionError) as e:
+        problems.append(Problem("config.json", str(e) if isinstance(e, MoesaicError) else "is nested without end"))
+        return None
+
+
+def _open(path: str, problems: list[Problem]) -> tuple[str, Source]:
+    """The format and the tensors; of a damaged checkpoint, those that can be seen."""
+    for kind, opener in OPENERS.items():
+        try:
+            source = opener(path)
+        except MoesaicError as e:
+            before = len(problems)
+            found = _survey_files(path, problems)
+            if len(problems) == before:  # else each file has said it better
+                problems.append(Problem("", str(e)))
+            return kind, Headers(found)
+        if source is not None:
+            return kind, source
+    found = _survey_files(path, problems)
+    problems.append(Problem("", _foreign(path)))
+    return "", Headers(found)
+
+
+def _survey_files(path: str, problems: list[Problem]) -> dict[str, TensorInfo]:
+    """The tensors of every file whose header can be read by itself, and a problem for each that cannot."""
+    tensors: dict[str, TensorInfo] = {}
+    for file in _files(path):
+        header = HEADERS.get(os.path.splitext(file)[1])
+        if header is None:
+            continue
+        where = os.path.relpath(file, path)
+        try:
+            found, damage = header(file)
+        except MoesaicError as e:
+            problems.append(Problem(where, str(e)))
+            continue
+        if damage:
+            problems.append(Problem(where, damage + _beyond(found, os.path.getsize(file))))
+        twice = tensors.keys() & found.keys()
+        if twice:
+            others = sorted({os.path.relpath(tensors[name].file, path) for name in twice})
+            problems.append(Problem(where, f"{len(twice)} of its tensors are in {listed(others)} too: {min(twice)}"))
+        tensors.update(found)
+    problems += _absent(path, tensors)
+    return tensors
+
+
+def _beyond(tensors: Mapping[str, TensorInfo], size: int) -> str:
+    """Which tensors of a file of `size` bytes are cut off."""
+    cut = {name: info for name, info in tensors.items() if info.offset + info.nbytes > size}
+    return f". Cut off: {listed(cut, 3)}"
+
+
+def _absent(path: str, tensors: Mapping[str, TensorInfo]) -> Iterator[Problem]:
+    """What each index names and no file holds."""
+    for file in sorted(os.listdir(path)):
+        if not file.endswith(".index.json"):
+            continue
+        try:
+            with open(os.path.join(path, file), encoding="utf-8") as f:
+                wanted = dict(json.load(f)["weight_map"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+            yield Problem(file, f"is damaged ({e!r})")
+            continue
+        lost = Counter(shard for name, shard in wanted.items() if name not in tensors and isinstance(shard, str))
+        for shard, count in sorted(lost.items()):
+            if not os.path.isfile(os.path.join(path, shard)):
+                names = {n: TensorInfo("F32", (), shard) for n, s in wanted.items() if s == shard}
+                layers = sorted({layer for group in group_names(names) for layer in group.layers})
+                of = f", of layers {listed(layers)}" if layers else ""
+                yield Problem(shard, f"is not there, though {file} names it for {count} tensors{of}")
+        here = [n for n, s in wanted.items() if n not in tensors and os.path.isfile(os.path.join(path, str(s)))]
+        if here:
+            yield Problem(file, f"names {len(here)} tensors that their files do not hold: {listed(here, 3)}")
+
+
+def _files(path: str) -> list[str]:
+    found: list[str] = []
+    for folder, _, names in os.walk(path):
+        found += [os.path.join(folder, name) for name in names]
+        if len(found) > MAX_FILES:
+            break
+    return sorted(found)
+
+
+def _foreign(path: str) -> str:
+    """What a folder holds in place of weights that are read here."""
+    kinds: Counter[str] = Counter()
+    for file in _files(path):
+        name = os.path.basename(file)
+        suffix = ".zarr" if name == ".zarray" else os.path.splitext(name)[1]
+        if suffix in FOREIGN or ".data-0000" in name:
+            kinds[FOREIGN.get(suffix, "TensorFlow checkpoint")] += 1
+    if kinds:
+        what = listed(f"{count} file{'s' * (count > 1)} of {kind}" for kind, count in kinds.most_common())
+        return f"holds {what}, which are not read here; formats that are: {listed(OPENERS, 12)}"
+    names = sorted(os.listdir(path))
+    return f"holds no weights as {' or '.join(OPENERS)} (it holds: {listed(names, 10) or 'nothing'})"
