@@ -12,7 +12,6 @@ from moesaic.core.formats import GROUPS
 from moesaic.core.log import get_logger
 from moesaic.engine.args import EMBEDDED_MODEL, EngineArgs
 from moesaic.kernels.cpu.library import describe
-from moesaic.models.class_config import ClassSpec
 from moesaic.models.hf_backend.facts import ForeignSpec
 from moesaic.weights.quantization import parse_exceptions
 
@@ -142,7 +141,7 @@ def resolve(args: EngineArgs) -> Resolved:
             architecture,
             args.max_num_batched_tokens,
         )
-    share_prompts = not isinstance(spec, ClassSpec) or spec.shares_prompts
+    share_prompts = isinstance(spec, ForeignSpec) or spec.shares_prompts
     if not share_prompts:
         logger.info("prefix caching is off: experts of %s keep keys and values of their own", architecture)
     length = args.max_model_len or spec.max_position_embeddings

@@ -1,5 +1,5 @@
-"""Mixture of attention heads: each token attends with the heads of its chosen experts, over keys and values common to
-all of them (Zhang et al. 2022, "Mixture of Attention Heads"; JetMoE)."""
+"""Attention whose experts a router chooses. Over keys and values common to all: mixture of attention heads (Zhang et
+al. 2022, "Mixture of Attention Heads"; JetMoE). Over each expert's own: `layers.moe_paged_attention`."""
 
 from torch import Tensor
 
@@ -7,11 +7,12 @@ from moesaic.experts.routing import Router
 from moesaic.experts.store import ExpertPages
 from moesaic.layers.base import BuildContext, Layer, NamedViews
 from moesaic.layers.bias import Bias
-from moesaic.layers.kv_cache import KVCache, KVCacheSpec, TiledCache
+from moesaic.layers.kv_cache import CacheSpec, KVCache, KVCacheSpec, TiledCache
 from moesaic.layers.linear import MergedColumnParallelLinear
+from moesaic.layers.moe_paged_attention import MoEPagedAttention
 from moesaic.layers.rope import shared_frequencies
 from moesaic.layers.step import Step
-from moesaic.models.spec import ExpertAttentionSpec, NormSpec
+from moesaic.models.spec import ExpertAttentionSpec, ExpertPagedAttentionSpec, NormSpec
 
 
 class ExpertAttention(Layer):
@@ -60,3 +61,40 @@ class ExpertAttention(Layer):
         """Keys and values by their own names."""
         for name, view in super().named_views():
             yield name.removeprefix("kv."), view
+
+
+class ExpertPagedAttention(Layer):
+    """route → attend with each choice's own queries and keys, among the tokens that went there → weigh and sum.
+
+    Its keys and values are in the pool of all such layers of the model (`layers.expert_pools`), so it lists no cache.
+    """
+
+    def __init__(self, ctx: BuildContext, spec: ExpertPagedAttentionSpec, hidden_size: int, norm: NormSpec) -> None:
+        super().__init__()
+        self.router = Router(hidden_size, spec.num_experts, spec.router, ctx=ctx.under("router"))
+        self.attention = MoEPagedAttention(
+            hidden_size,
+            spec.num_experts,
+            spec.num_heads,
+            spec.head_dim,
+            spec.num_kv_heads,
+            top_k=spec.router.top_k,
+            scale=spec.scale,
+            rope=spec.rope,
+            bias=spec.qkv_bias,
+            output_bias=spec.output_bias,
+            owned=spec.owned,
+            ctx=ctx,
+        )
+        self.cache_specs: list[CacheSpec] = []
+
+    def forward(self, hidden: Tensor, step: Step) -> Tensor:
+        """`[T, hidden]` -> `[T, hidden]`."""
+        routing = self.router(hidden)
+        out: Tensor = self.attention(hidden, routing.ids, routing.weights, step.batch)
+        return out
+
+    def named_views(self) -> NamedViews:
+        """Experts, and what is common to them, beside the router."""
+        for name, view in super().named_views():
+            yield name.removeprefix("attention."), view

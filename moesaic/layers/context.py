@@ -31,7 +31,6 @@ class Construction:
         layers: by prefix; layers without a prefix are not in it.
         planned: those of them whose formats the plan of `ctx.formats` decides.
         attentions: by prefix, in order; each has a cache of its own.
-        expert_attentions: whose experts keep keys and values, all of them in pools that they share.
         asked: what the layers ask of kernels, by family of operations: options of `kernels.registry.Case`.
         quantised: some layers may be, by the plan of `ctx.formats`.
         routers: prefix, layer and number of experts of all that route.
@@ -42,7 +41,6 @@ class Construction:
     layers: dict[str, Layer] = field(default_factory=dict)
     planned: dict[str, Layer] = field(default_factory=dict)
     attentions: dict[str, Any] = field(default_factory=dict)
-    expert_attentions: list[Any] = field(default_factory=list)
     asked: dict[str, list[tuple[tuple[str, Any], ...]]] = field(default_factory=dict)
     routers: list[tuple[str, Any, int]] = field(default_factory=list)
 

@@ -1,8 +1,10 @@
-"""Attention whose experts own everything: queries, keys, values and outputs. Each (layer, expert) is a paged cache of
-its own, which holds only the tokens that were routed to the expert.
+"""Attention whose experts own everything: queries, keys, values and outputs; or queries and keys alone, beside values
+and an output projection that are common. Each (layer, expert) is a paged cache of its own, which holds only the tokens
+that were routed to the expert.
 
 A token attends, in each of its experts, to those tokens before it (itself included) that went to the same expert; what
-its experts give is summed with the router's weights. Rotary angles are those of the tokens' places in their sequence.
+its experts give is summed with the router's weights; a common output projection is given that sum. Rotary angles are
+those of the tokens' places in their sequence.
 
 A sequence has blocks only with the experts that its tokens were routed to, and as many as these tokens fill. All
 experts, of all layers that share a `SharedPages`, draw them from one pool, and each sequence with an expert is to the
@@ -14,7 +16,7 @@ with such layers caches no prefixes.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain, groupby
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ from moesaic.layers.base import BuildContext, Layer, NamedViews
 from moesaic.layers.context import LinearMethod, context_of, current_construction, current_running
 from moesaic.layers.expert_tables import ExpertTables, OutOfBlocksError, SharedPages
 from moesaic.layers.kv_cache import KVCacheSpec
-from moesaic.layers.linear import QKVParallelLinear, RowParallelLinear
+from moesaic.layers.linear import ColumnParallelLinear, MergedColumnParallelLinear, RowParallelLinear
 from moesaic.layers.rope import shared_frequencies
 from moesaic.models.spec import RopeSpec
 
@@ -47,14 +49,18 @@ class Visit:
 
 
 class ExpertProjections(Layer):
-    """One expert's weights, by the names `q`, `k`, `v` and `o`."""
+    """One expert's weights, by the names `q` and `k`, and `v` and `o` where it owns these.
+
+    Args:
+        sizes: name -> outputs of its projections of the token.
+    """
 
     def __init__(
-        self, ctx: BuildContext, hidden_size: int, head_size: int, num_heads: int, num_kv_heads: int, bias: bool
+        self, ctx: BuildContext, hidden_size: int, sizes: dict[str, int], bias: bool, output_bias: bool
     ) -> None:
         super().__init__()
-        self.qkv = QKVParallelLinear(hidden_size, head_size, num_heads, num_kv_heads, bias, ctx=ctx)
-        self.o = RowParallelLinear(num_heads * head_size, hidden_size, ctx=ctx.under("o"))
+        self.qkv = MergedColumnParallelLinear(hidden_size, sizes, bias, ctx=ctx)
+        self.o = RowParallelLinear(sizes["q"], hidden_size, output_bias, ctx=ctx.under("o")) if "v" in sizes else None
 
     def named_views(self) -> NamedViews:
         for name, view in super().named_views():
@@ -73,7 +79,8 @@ class MoEPagedAttention(Layer):
             it is made from `cache_spec`. The engine sets those of a hand-written model.
         scale: of the scores, before the softmax; None for `1 / sqrt(head_size)`.
         rope: None where positions do not show.
-        bias: of the projections to queries, keys and values.
+        bias, output_bias: of the projections to queries, keys and values, and from outputs, whoever owns them.
+        owned: "qkvo", all that an expert can own; "qk", queries and keys alone.
         prefix, linear_method, ctx: as other layers take them.
     """
 
@@ -90,6 +97,8 @@ class MoEPagedAttention(Layer):
         scale: float | None = None,
         rope: RopeSpec | None = None,
         bias: bool = False,
+        output_bias: bool = False,
+        owned: Literal["qkvo", "qk"] = "qkvo",
         prefix: str = "",
         linear_method: LinearMethod = None,
         ctx: BuildContext | None = None,
@@ -105,14 +114,19 @@ class MoEPagedAttention(Layer):
             construction = current_construction()
             needs = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "head_dim": head_size}
             construction.ask("attention", **needs)
-            construction.expert_attentions.append(self)
         ctx = context_of(self, ctx, prefix, linear_method)
         self.name = prefix or ctx.prefix.rstrip(".")
         self.num_heads, self.num_kv_heads, self.head_size = num_heads, num_kv_heads, head_size
         self.scale = head_size**-0.5 if scale is None else scale
-        sizes = hidden_size, head_size, num_heads, num_kv_heads
-        parts = (ExpertProjections(ctx.under(f"experts.{e}"), *sizes, bias) for e in range(num_experts))
-        self.experts = nn.ModuleList(parts)
+        sizes = {"q": num_heads * head_size, "k": num_kv_heads * head_size, "v": num_kv_heads * head_size}
+        self.v = self.o = None
+        if owned == "qk":
+            self.v = ColumnParallelLinear(hidden_size, sizes.pop("v"), bias, ctx=ctx.under("v"))
+            self.o = RowParallelLinear(sizes["q"], hidden_size, output_bias, ctx=ctx.under("o"))
+        self.experts = nn.ModuleList(
+            ExpertProjections(ctx.under(f"experts.{e}"), hidden_size, sizes, bias, output_bias)
+            for e in range(num_experts)
+        )
         self.cache_spec = KVCacheSpec(
             num_kv_heads, head_size, ctx.kv_dtype or ctx.dtype, tiled=ctx.backends["attention"] == "cpu"
         )
@@ -144,7 +158,7 @@ class MoEPagedAttention(Layer):
             self.tables.free(self.pages, seq_id)
 
     def parameter_parts(self) -> dict[str, dict[str, Any]]:
-        """Nothing: each expert's projections say it themselves."""
+        """Nothing: the projections say it themselves."""
         return {}
 
     def forward(self, hidden: Tensor, ids: Tensor, weights: Tensor, batch: Batch | None = None) -> Tensor:
@@ -173,22 +187,27 @@ class MoEPagedAttention(Layer):
         self.tables.allocate(self._shared(), wanted)
         choices = torch.tensor([c for visit in visits for c in visit.choices], dtype=torch.int64, device=hidden.device)
         num_tokens, k = ids.shape
-        outputs = hidden.new_zeros(num_tokens * k, hidden.shape[1])
+        width = hidden.shape[1] if self.o is None else self.num_heads * self.head_size
+        outputs = hidden.new_zeros(num_tokens * k, width)
         if visits:
             rows = choices.div(k, rounding_mode="floor")
-            mixed = self._mixed(hidden, rows, visits, batch)
-            for expert, begin, end in _spans(visits):
-                outputs.index_copy_(0, choices[begin:end], self.experts[expert].o(mixed[begin:end]))
+            given = self._mixed(hidden, rows, visits, batch)
+            if self.o is None:
+                given = torch.cat([self.experts[e].o(given[begin:end]) for e, begin, end in _spans(visits)])
+            outputs.index_copy_(0, choices, given)
         self.tables.computed.update(zip(batch.seq_ids, batch.seq_lens_host, strict=True))
         for visit in visits:
             self.tables.held(visit.sequence, visit.expert).length += len(visit.choices)
-        return combine(outputs.view(num_tokens, k, -1), weights)
+        total = combine(outputs.view(num_tokens, k, -1), weights)
+        return total if self.o is None else self.o(total)
 
     def _mixed(self, hidden: Tensor, rows: Tensor, visits: list[Visit], batch: Batch) -> Tensor:
         """What the heads give, `[choices, heads * D]`, visit after visit."""
         cache = self._shared().cache
         inputs = hidden.index_select(0, rows)
         qkv = torch.cat([self.experts[e].qkv(inputs[begin:end]) for e, begin, end in _spans(visits)])
+        if self.v is not None:
+            qkv = torch.cat([qkv, self.v(hidden).index_select(0, rows)], 1)
         table = None
         if self.frequencies is not None:
             table = self._rope_table(batch.positions.index_select(0, rows), *self.frequencies)

@@ -12,6 +12,7 @@ from moesaic.models.class_config import ClassSpec
 from moesaic.models.spec import (
     AttentionSpec,
     ExpertAttentionSpec,
+    ExpertPagedAttentionSpec,
     LatentAttentionSpec,
     LayerSpec,
     MixerSpec,
@@ -74,17 +75,20 @@ def _attention_options(a: MixerSpec) -> list[Options]:
     if isinstance(a, LatentAttentionSpec):
         sizes = ("num_kv_heads", 1), ("head_dim", a.cached_dim), ("latent_dim", a.latent_dim)
         return [(("num_heads", a.num_heads), *sizes)]
-    if isinstance(a, AttentionSpec | ExpertAttentionSpec):
+    if isinstance(a, AttentionSpec | ExpertAttentionSpec | ExpertPagedAttentionSpec):
         return [(("num_heads", a.num_heads), ("num_kv_heads", a.num_kv_heads), ("head_dim", a.head_dim))]
     return []
 
 
-def _routed(layer: LayerSpec) -> list[MoESpec | ExpertAttentionSpec]:
+Routed = MoESpec | ExpertAttentionSpec | ExpertPagedAttentionSpec
+
+
+def _routed(layer: LayerSpec) -> list[Routed]:
     """The parts of a layer that have experts."""
-    return [part for part in (layer.attention, layer.moe) if isinstance(part, MoESpec | ExpertAttentionSpec)]
+    return [part for part in (layer.attention, layer.moe) if isinstance(part, Routed)]
 
 
-def _router_options(part: MoESpec | ExpertAttentionSpec) -> Options:
+def _router_options(part: Routed) -> Options:
     choices = part.num_choices if isinstance(part, MoESpec) else part.num_experts
     return (("num_experts", choices), ("top_k", part.router.top_k))
 

@@ -20,7 +20,7 @@ from moesaic.experts.fused import FusedMoE
 from moesaic.experts.stats import ExpertStats
 from moesaic.layers.base import BuildContext, Layer
 from moesaic.layers.context import Construction, building, running
-from moesaic.layers.kv_cache import Cache, CacheSpec, ExpertPagesSpec, KVCacheSpec
+from moesaic.layers.kv_cache import Cache, CacheSpec
 from moesaic.layers.loading import Parts, expose
 from moesaic.layers.moe_paged_attention import MoEPagedAttention
 from moesaic.layers.step import Step
@@ -47,10 +47,6 @@ class ClassModel(LanguageModel):
         self.model = model
         self.spec = spec
         self.construction = construction
-        self._pooled: dict[KVCacheSpec, list[MoEPagedAttention]] = {}
-        for attention in construction.expert_attentions:
-            self._pooled.setdefault(attention.cache_spec, []).append(attention)
-        self.replayable = not self._pooled  # whom a token visits is known when it is routed
         self._gather_rows = construction.ctx.kernel("gather_rows")
         rows = {prefix: _layer_of(prefix) for prefix, _, _ in construction.routers}
         order = list(dict.fromkeys(rows.values()))
@@ -58,14 +54,12 @@ class ClassModel(LanguageModel):
         self.expert_stats = ExpertStats(len(order), most, construction.ctx.device)
         for prefix, layer, experts in construction.routers:
             layer.counts = self.expert_stats.of_layer(order.index(rows[prefix]), experts)
-        self.watch_hooks()
+        self.completed()
 
     @torch.inference_mode()
     def forward(self, batch: Batch, caches: Sequence[Cache]) -> Tensor:
         own = len(self.construction.attentions)
-        for layers, pages in zip(self._pooled.values(), caches[own:], strict=True):
-            for layer in layers:
-                layer.pages = pages  # type: ignore[assignment]
+        self.pools.lend(caches[own:])
         with running(Step(batch), dict(zip(self.construction.attentions, caches[:own], strict=True))):  # type: ignore[arg-type]
             hidden: Tensor = self.model(batch.token_ids, batch.positions)
         return hidden
@@ -80,13 +74,7 @@ class ClassModel(LanguageModel):
     def cache_specs(self) -> list[CacheSpec]:
         """One of each attention, then one of each pool of those whose experts keep keys and values."""
         own = [attention.cache_spec for attention in self.construction.attentions.values()]
-        return [*own, *(_pool_of(kv, layers) for kv, layers in self._pooled.items())]
-
-    def forget(self, seq_ids: Iterable[int]) -> None:
-        """Give back what sequences have in such pools."""
-        for seq_id in seq_ids:
-            for layer in self.construction.expert_attentions:
-                layer.free(seq_id)
+        return [*own, *self.pools.cache_specs()]
 
     def weight_bytes(self) -> int:
         """Of its layers, and of what else the class holds."""
@@ -114,7 +102,8 @@ def spec_of_class(cls: Any, config: Mapping[str, Any], where: str) -> ClassSpec:
         ClassConfig(model_config=section, cache_config=CacheSection(block_size=16)),
         Construction(BuildContext(meta, torch.float32)),
     )
-    if not construction.attentions and not construction.expert_attentions:
+    expert_attentions = {path: m for path, m in model.named_modules() if isinstance(m, MoEPagedAttention)}
+    if not construction.attentions and not expert_attentions:
         raise ConfigError(f"the model class {cls.__name__} has no Attention, so nothing of it would be paged")
     hf_config.finish()
     sizes = {loader.name: sum(math.prod(p.shape) for p in loader.parts.values()) for loader in expose(model)}
@@ -125,10 +114,9 @@ def spec_of_class(cls: Any, config: Mapping[str, Any], where: str) -> ClassSpec:
     )
     asleep += sum(
         size * (1 - layer.top_k / len(layer.experts))
-        for path, layer in model.named_modules()
-        if isinstance(layer, MoEPagedAttention)
+        for path, layer in expert_attentions.items()
         for name, size in sizes.items()
-        if name.startswith(f"{path}.")
+        if name.startswith(f"{path}.experts.")
     )
     total = sum(sizes.values())
     return ClassSpec(
@@ -137,7 +125,7 @@ def spec_of_class(cls: Any, config: Mapping[str, Any], where: str) -> ClassSpec:
         num_parameters=total,
         num_active_parameters=round(total - asleep),
         asked=construction.asked,
-        shares_prompts=not construction.expert_attentions,
+        shares_prompts=not expert_attentions,
     )
 
 
@@ -239,12 +227,6 @@ def _weights(source: Source, last: list[str]) -> Iterator[tuple[str, Tensor]]:
         source.read(name, (), tensor)
         last.append(name)
         yield name, tensor
-
-
-def _pool_of(kv: KVCacheSpec, layers: Iterable[MoEPagedAttention]) -> ExpertPagesSpec:
-    """The pool of layers that keep keys and values alike."""
-    sizes = [(layer.top_k, len(layer.experts)) for layer in layers]
-    return ExpertPagesSpec(kv, sum(k for k, _ in sizes), sum(experts - 1 for k, experts in sizes if k < experts))
 
 
 def _layer_of(prefix: str) -> str:

@@ -42,6 +42,7 @@ class Decoder(LanguageModel):
         self.layers = nn.ModuleList(layers)
         ends = list(accumulate(len(layer.cache_specs) for layer in layers))
         self._caches_of = [slice(end - len(la.cache_specs), end) for la, end in zip(layers, ends, strict=True)]
+        self._num_own = ends[-1]
         self.positions = (
             VocabParallelEmbedding(spec.max_position_embeddings, spec.hidden_size, ctx=ctx.under("positions"))
             if spec.learned_positions
@@ -54,7 +55,7 @@ class Decoder(LanguageModel):
         self.lm_head = ParallelLMHead(
             spec.vocab_size, spec.hidden_size, bias=spec.logits_bias, tied=tied, ctx=ctx.under("lm_head")
         )
-        self.watch_hooks()
+        self.completed()
 
     @torch.inference_mode()
     def forward(self, batch: Batch, caches: Sequence[Cache]) -> Tensor:
@@ -64,6 +65,7 @@ class Decoder(LanguageModel):
             caches: as `cache_specs` describes them; the step's keys, values and states are written into them.
         """
         step = Step(batch)
+        self.pools.lend(caches[self._num_own :])
         alpha = self.spec.multipliers.residual
         hidden, delta = self.embed(batch.token_ids, self.spec.multipliers.embedding), None
         if self.positions is not None:
@@ -83,8 +85,8 @@ class Decoder(LanguageModel):
         return logits
 
     def cache_specs(self) -> list[CacheSpec]:
-        """What the layers keep of tokens and of sequences, layer after layer."""
-        return [spec for layer in self.layers for spec in layer.cache_specs]
+        """What the layers keep of tokens and of sequences, layer after layer, then the pools of experts."""
+        return [*(spec for layer in self.layers for spec in layer.cache_specs), *self.pools.cache_specs()]
 
 
 class DecoderLayer(Layer):

@@ -13,6 +13,7 @@ from moesaic.models.spec import (
     AttentionSpec,
     DenseSpec,
     ExpertAttentionSpec,
+    ExpertPagedAttentionSpec,
     LatentAttentionSpec,
     MixerSpec,
     ModelSpec,
@@ -162,7 +163,7 @@ def _projections(attention: MixerSpec | None, hidden: int) -> list[tuple[int, in
     if isinstance(attention, AttentionSpec):
         qkv = attention.q_size + attention.kv_size + attention.value_size
         return [(qkv + attention.gate_size, hidden), (hidden, attention.mixed_size)]
-    if isinstance(attention, ExpertAttentionSpec):
+    if isinstance(attention, ExpertAttentionSpec | ExpertPagedAttentionSpec):
         return [(attention.num_parameters(hidden) // hidden, hidden)]  # it has little else
     return [] if attention is None else attention.projections(hidden)
 

@@ -10,7 +10,9 @@ from moesaic.core.batch import Batch
 from moesaic.core.step import NewSequence
 from moesaic.experts.stats import ExpertStats
 from moesaic.layers.base import Layer
+from moesaic.layers.expert_pools import ExpertPools
 from moesaic.layers.kv_cache import Cache, CacheSpec
+from moesaic.layers.moe_paged_attention import MoEPagedAttention
 
 _GLOBAL_HOOKS = (nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks)
 
@@ -21,11 +23,13 @@ class LanguageModel(Layer):
     Attributes:
         spec: at least vocab_size, max_position_embeddings, num_parameters and num_active_parameters.
         replayable: its decode steps may be recorded.
+        pools: of experts that keep keys and values; their caches stand behind all others.
         expert_stats: tokens routed to each expert of each layer since the start.
     """
 
     spec: Any
     expert_stats: ExpertStats
+    pools: ExpertPools
     replayable = True
 
     def forward(self, batch: Batch, caches: Sequence[Cache]) -> Tensor:
@@ -48,10 +52,13 @@ class LanguageModel(Layer):
         """Sequences have come: all that is kept of them will lie in the caches."""
 
     def forget(self, seq_ids: Iterable[int]) -> None:
-        """Nothing: a sequence's state is in the caches, which the scheduler hands out."""
+        """Give back what sequences have in pools of experts; all else is in caches that the scheduler hands out."""
+        self.pools.forget(seq_ids)
 
-    def watch_hooks(self) -> None:
-        """Remember where hooks would be; the model is complete."""
+    def completed(self) -> None:
+        """The model has all its layers: find what must be known of them in each step."""
+        self.pools = ExpertPools(m for m in self.modules() if isinstance(m, MoEPagedAttention))
+        self.replayable = not self.pools  # whom a token visits is known when it is routed
         self._hooks = [hooks for m in self.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self._unhooked_at = -1  # how many hooks had ever been registered when none of them was left here
 

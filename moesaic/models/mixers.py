@@ -6,7 +6,7 @@ as `mixer(hidden, step, *caches)`: `[T, hidden]` -> `[T, hidden]`.
 
 from typing import Any
 
-from moesaic.experts.attention import ExpertAttention
+from moesaic.experts.attention import ExpertAttention, ExpertPagedAttention
 from moesaic.layers.attention import GroupedQueryAttention
 from moesaic.layers.base import BuildContext, Layer
 from moesaic.layers.gated_delta import GatedDelta
@@ -18,6 +18,7 @@ from moesaic.layers.short_conv import ShortConv
 from moesaic.models.spec import (
     AttentionSpec,
     ExpertAttentionSpec,
+    ExpertPagedAttentionSpec,
     GatedDeltaSpec,
     LatentAttentionSpec,
     LinearAttentionSpec,
@@ -31,6 +32,7 @@ from moesaic.models.spec import (
 MIXERS: dict[type[Any], type[Any]] = {
     AttentionSpec: GroupedQueryAttention,
     ExpertAttentionSpec: ExpertAttention,
+    ExpertPagedAttentionSpec: ExpertPagedAttention,
     LatentAttentionSpec: LatentAttention,
     GatedDeltaSpec: GatedDelta,
     LinearAttentionSpec: LinearAttention,

@@ -158,7 +158,8 @@ def architecture_in(path: str) -> Architecture:
     if not os.path.isfile(path):
         raise ConfigError(f"--arch {path}: there is no such file")
     stem = os.path.basename(path).removesuffix(".py")
-    module_spec = spec_from_file_location(f"moesaic_arch_{stem}", path, loader=SourceFileLoader(stem, path))
+    name = f"moesaic_arch_{stem}"
+    module_spec = spec_from_file_location(name, path, loader=SourceFileLoader(name, path))
     assert module_spec is not None and module_spec.loader is not None
     module = module_from_spec(module_spec)
     try:

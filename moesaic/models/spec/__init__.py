@@ -5,7 +5,7 @@ needs it; a choice has a name rather than a flag.
 """
 
 from moesaic.models.spec.attention import AttentionSpec, GateSpec
-from moesaic.models.spec.expert_attention import ExpertAttentionSpec
+from moesaic.models.spec.expert_attention import ExpertAttentionSpec, ExpertPagedAttentionSpec
 from moesaic.models.spec.feed_forward import Activation, DenseSpec, MoESpec, RouterSpec, SharedSpec
 from moesaic.models.spec.latent import IndexerSpec, LatentAttentionSpec
 from moesaic.models.spec.model import LayerSpec, MixerSpec, ModelSpec, Multipliers, NormSpec
@@ -32,6 +32,7 @@ __all__ = [
     "AttentionSpec",
     "DenseSpec",
     "ExpertAttentionSpec",
+    "ExpertPagedAttentionSpec",
     "GateSpec",
     "GatedDeltaSpec",
     "IndexerSpec",

@@ -6,7 +6,7 @@ from typing import Literal
 from moesaic.core.errors import ConfigError
 from moesaic.models.spec.attention import AttentionSpec
 from moesaic.models.spec.checks import require_positive
-from moesaic.models.spec.expert_attention import ExpertAttentionSpec
+from moesaic.models.spec.expert_attention import ExpertAttentionSpec, ExpertPagedAttentionSpec
 from moesaic.models.spec.feed_forward import DenseSpec, MoESpec
 from moesaic.models.spec.latent import LatentAttentionSpec
 from moesaic.models.spec.recurrent import RecurrentSpec
@@ -35,7 +35,7 @@ class NormSpec:
 
 
 # What mixes tokens; further kinds join with `|`.
-MixerSpec = AttentionSpec | ExpertAttentionSpec | LatentAttentionSpec | RecurrentSpec
+MixerSpec = AttentionSpec | ExpertAttentionSpec | ExpertPagedAttentionSpec | LatentAttentionSpec | RecurrentSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +161,11 @@ class ModelSpec:
         parts = (_active(part, size) for la in self.layers for part in la.parts)
         return self._shared_parameters() + sum(parts)
 
+    @property
+    def shares_prompts(self) -> bool:
+        """A sequence may begin on what another one computed: all that is kept is in blocks of the scheduler's."""
+        return not any(isinstance(layer.attention, ExpertPagedAttentionSpec) for layer in self.layers)
+
     def _shared_parameters(self) -> int:
         """Embeddings, norms and scalars of layers."""
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
@@ -172,6 +177,6 @@ class ModelSpec:
 
 def _active(part: MixerSpec | DenseSpec | MoESpec, hidden_size: int) -> int:
     """Weights of a part of a layer that one token meets."""
-    if isinstance(part, ExpertAttentionSpec | DenseSpec | MoESpec):
+    if isinstance(part, ExpertAttentionSpec | ExpertPagedAttentionSpec | DenseSpec | MoESpec):
         return part.num_active_parameters(hidden_size)
     return part.num_parameters(hidden_size)
