@@ -1,19 +1,19 @@
 """The tools of those who have a checkpoint: what it is, whether it is right, what it needs, and how to change it.
 
-Names load when first used: looking at a checkpoint needs no torch.
+Names load when first used: looking at a checkpoint needs no torch. (A module here must not be called as a function in
+this list, or importing the one would hide the other.)
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moesaic.adapt.survey import Survey, survey
+    from moesaic.adapt.survey import Survey
 
 _WHERE = {
     "Survey": "moesaic.adapt.survey",
-    "survey": "moesaic.adapt.survey",
 }
-__all__ = ["Survey", "survey"]
+__all__ = ["Survey"]
 
 
 def __getattr__(name: str) -> Any:

@@ -152,7 +152,7 @@ def test_no_folder_is_an_error(tmp_path):
 
 def test_without_torch(embedded_path):
     code = (
-        "import sys; from moesaic.adapt import survey; assert survey(sys.argv[1]).groups; "
+        "import sys; from moesaic.adapt.survey import survey; assert survey(sys.argv[1]).groups; "
         "print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code, embedded_path], capture_output=True, text=True, check=True)
