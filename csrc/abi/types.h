@@ -19,6 +19,7 @@ enum moesaic_kind {
     MOESAIC_W8 = 3,    // 8-bit codes, 16-bit activations
     MOESAIC_W4 = 4,    // 4-bit codes, 16-bit activations
     MOESAIC_W8A8 = 5,  // 8-bit codes, 8-bit activations
+    MOESAIC_MXFP4 = 6,  // 4-bit floats (E2M1) in groups of 32, whose scales are powers of two; 16-bit activations
 };
 
 // How the elements of a packed matrix are kept. See formats.h for the bytes.

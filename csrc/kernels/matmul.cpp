@@ -139,6 +139,7 @@ void multiply(const Form& form, const moesaic_matrix& matrix, int64_t panel, con
             return fp32_multiply<Bf16Weights>(form.padded, data, rows, count, out);
 #endif
         case MOESAIC_W4: return int16_multiply<NibbleCodes>(form, matrix, data, rows, count, out);
+        case MOESAIC_MXFP4: return int16_multiply<Mxfp4Codes>(form, matrix, data, rows, count, out);
         case MOESAIC_W8A8:
 #if defined(__AVX512VNNI__)
             return int8_multiply(form, matrix, data, rows, count, out);

@@ -1,4 +1,4 @@
-// The int16-dot engine: 8- and 4-bit codes widened to 16 bits, times activations of 16 bits (or 8, of w8a8).
+// The int16-dot engine: 8- and 4-bit codes and 4-bit floats, widened to integers of 16 bits, times activations of 16 bits (or 8, of w8a8).
 //
 // The chain: for each chunk of inputs in order, out = fma(int32 sum of the chunk, x's scale * weights' scale, out), then
 // out = fma(x's sum, weights' offset, out) if there are offsets; it begins with out = 0. Integer sums are exact and have
@@ -31,6 +31,14 @@ struct NibbleCodes {  // 0..15 stand for -8..7
     static MOESAIC_INLINE Int get(const char* p) {
         if constexpr (U == 3) return shift_right_halves<12>(int_load(p));  // nothing is left to mask
         else return int_and(shift_right<4 * U>(int_load(p)), int_set1(0x000f000f));
+    }
+};
+
+struct Mxfp4Codes {  // ranks, looked up: 0..24 stand for -12..12
+    static constexpr int K = 8, COLUMN = 4, BYTES = PANEL * COLUMN, START = MXFP4_LEAST, AHEAD = NibbleCodes::AHEAD;
+    template <int U>
+    static MOESAIC_INLINE Int get(const char* p) {
+        return look_up(MXFP4_STEPS, NibbleCodes::get<U>(p));
     }
 };
 

@@ -42,6 +42,12 @@ MOESAIC_INLINE Int load_byte_pairs(const void* p) {
     return _mm512_cvtepi8_epi16(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
 }
 
+// table[byte] for every byte, which is 0..15.
+MOESAIC_INLINE Int look_up(const uint8_t (&table)[16], Int bytes) {
+    const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(entries), bytes);
+}
+
 // sum += a.low * w.low + a.high * w.high in every lane. As assembly: gcc 12 moves sums to and fro around its own intrinsics
 // of these instructions, more than half of the time of a large tile.
 MOESAIC_INLINE void add_dot_pairs(Int& sum, Int a, Int w) {
@@ -111,6 +117,12 @@ MOESAIC_INLINE Int as_int(Vec v) { return _mm256_castps_si256(v); }
 // W pairs of signed bytes, widened to pairs of 16-bit numbers.
 MOESAIC_INLINE Int load_byte_pairs(const void* p) {
     return _mm256_cvtepi8_epi16(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+}
+
+// table[byte] for every byte, which is 0..15.
+MOESAIC_INLINE Int look_up(const uint8_t (&table)[16], Int bytes) {
+    const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(entries), bytes);
 }
 
 // AVX2 has just the registers that a tile's sums, weights and one activation fill. Left to itself, gcc begins many
@@ -212,6 +224,14 @@ MOESAIC_INLINE Int as_int(Vec v) {
 MOESAIC_INLINE Int load_byte_pairs(const void* p) {
     const int8_t* byte = static_cast<const int8_t*>(p);
     return int_lanes([&](int i) { return int32_t(uint32_t(uint16_t(byte[2 * i])) | uint32_t(byte[2 * i + 1]) << 16); });
+}
+
+// table[byte] for every byte, which is 0..15.
+MOESAIC_INLINE Int look_up(const uint8_t (&table)[16], Int bytes) {
+    uint8_t byte[W * 4];
+    std::memcpy(byte, &bytes, sizeof byte);
+    for (uint8_t& b : byte) b = table[b & 15];
+    return int_load(byte);
 }
 
 // sum += a.low * w.low + a.high * w.high in every lane.

@@ -158,9 +158,32 @@ void search(Search& s, const Extent& e, Range range, bool few_bits, bool offsets
     for (int i = 0; i < 3; ++i) s.step<1>(&line);
 }
 
+// The OCP Microscaling Formats' conversion: the shared scale is the largest power of two not above the largest magnitude,
+// over that of E2M1's largest number (6: 4); numbers are rounded to nearest even, and clamped to 6.
+void quantise_mxfp4(float* x, int64_t n, Groups& groups) {
+    const Extent extent = extent_of(x, n);
+    float power[W];
+    store(power, max(abs(extent.low), abs(extent.high)));
+    for (float& p : power) p = bits_to_float(float_to_bits(p) & 0x7f800000u);
+    const Vec scale = mul(load(power), set1(0.25f)), inverse = inverse_of(scale);
+    Vec squares = zero();
+    for (int64_t i = 0; i < n; ++i) {
+        const Vec value = load(x + i * W), twice = mul(abs(value), add(inverse, inverse));
+        const Vec upper = min(add(round(mul(twice, set1(0.25f))), set1(4)), set1(7));  // 4 and 6
+        const Vec middle = add(round(mul(twice, set1(0.5f))), set1(2));                // 2 and 3
+        const Vec magnitude = where_less(twice, set1(4), round(twice), where_less(twice, set1(8), middle, upper));
+        squares = add(squares, mul(value, value));
+        store(x + i * W, where_less(value, zero(), sub(set1(7), magnitude), add(set1(8), magnitude)));
+    }
+    const Vec kept = where_less(set1(LEAST_SCALE), scale, mul(scale, set1(0.5f)), zero());
+    store(groups.scale, where_less(squares, set1(INFINITY), kept, set1(NAN)));
+    store(groups.offset, zero());
+}
+
 }  // namespace
 
 void quantise(float* x, int64_t n, const moesaic_format& format, Groups& groups) {
+    if (format.kind == MOESAIC_MXFP4) return quantise_mxfp4(x, n, groups);
     const bool few_bits = format.kind == MOESAIC_W4, offsets = format.offsets != 0;
     const Range range = few_bits ? Range{-8, 7} : Range{-127, 127};
     Extent extent = extent_of(x, n);

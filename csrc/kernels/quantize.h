@@ -11,7 +11,7 @@ constexpr int QUANTISER_VERSION = 1;
 
 // Scale and offset of the groups of W rows, as bf16 holds them. Weight i of a row is about scale * code + offset, for
 // w4 scale * (code - 8) + offset; codes are -127..127, for w4 0..15. The offset is 0 where the format has none. A group
-// that holds infinity or NaN gets a NaN for its scale, so that it shows.
+// that holds infinity or NaN gets a NaN for its scale, so that it shows. Of mxfp4: code and scale as they are kept.
 struct Groups {
     float scale[W], offset[W];
 };

@@ -7,11 +7,12 @@
 namespace moesaic {
 namespace {
 
-// Code k of a column in a group.
+// Code k of a column in a group, as what its scale multiplies.
 int code_at(const moesaic_format& f, const uint8_t* group, int64_t column, int64_t k) {
-    if (f.kind == MOESAIC_W4) {
+    if (nibbles(f)) {
         const uint16_t word = reinterpret_cast<const uint16_t*>(group)[(k / 8 * PANEL + column) * 2 + k % 2];
-        return (word >> (k % 8 / 2 * 4) & 15) - 8;
+        const int code = word >> (k % 8 / 2 * 4) & 15;
+        return f.kind == MOESAIC_W4 ? code - 8 : MXFP4_STEPS[code] + MXFP4_LEAST;
     }
     if (f.kind == MOESAIC_W8A8 && quad_bytes()) return int8_t(group[(k / 4 * PANEL + column) * 4 + k % 4]);
     return int8_t(group[(k / 2 * PANEL + column) * 2 + k % 2]);
@@ -34,7 +35,7 @@ void read_codes(const moesaic_matrix& m, const uint8_t* panel, int64_t column, f
     const moesaic_format& f = m.format;
     const int64_t size = group_size(f, m.cols);
     for (int64_t first = 0; first < m.cols; first += size, panel += group_bytes(f, m.cols)) {
-        const auto* scales = reinterpret_cast<const uint16_t*>(panel + size * PANEL / (f.kind == MOESAIC_W4 ? 2 : 1));
+        const auto* scales = reinterpret_cast<const uint16_t*>(panel + code_bytes(f, m.cols));
         const float scale = bf16_to_float(scales[column]);
         const float offset = f.offsets ? bf16_to_float(scales[PANEL + column]) : 0.0f;
         const int64_t n = m.cols - first < size ? m.cols - first : size;

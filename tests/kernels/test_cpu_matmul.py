@@ -17,8 +17,9 @@ INTEGERS = [
     for offsets in (False, True)
 ]
 SMALL_INTEGERS = [WeightFormat("w8a8", group) for group in (32, 64, 128, 0)]
-FORMATS = FLOATS + INTEGERS + SMALL_INTEGERS
-SOME = [WeightFormat("f32"), WeightFormat("bf16"), WeightFormat("w8", 128), WeightFormat("w4", 32, True)]
+MXFP4 = WeightFormat("mxfp4")
+FORMATS = [*FLOATS, *INTEGERS, *SMALL_INTEGERS, MXFP4]
+SOME = [WeightFormat("f32"), WeightFormat("bf16"), WeightFormat("w8", 128), WeightFormat("w4", 32, True), MXFP4]
 each_format = pytest.mark.parametrize("format", FORMATS, ids=str)
 some_formats = pytest.mark.parametrize("format", SOME, ids=str)
 

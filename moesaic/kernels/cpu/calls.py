@@ -32,7 +32,7 @@ class Matrix(ctypes.Structure):
     _fields_ = (("data", ctypes.c_void_p), ("rows", ctypes.c_int64), ("cols", ctypes.c_int64), ("format", Format))
 
 
-KINDS = {"f32": 0, "f16": 1, "bf16": 2, "w8": 3, "w4": 4, "w8a8": 5}
+KINDS = {"f32": 0, "f16": 1, "bf16": 2, "w8": 3, "w4": 4, "w8a8": 5, "mxfp4": 6}
 FLOAT_KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 

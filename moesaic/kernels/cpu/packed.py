@@ -4,7 +4,6 @@ Loading fills it through sinks, a range of rows at a time, in whatever dtype the
 packs them where they lie, so that no second copy of the weights is ever there.
 """
 
-import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,51 +13,14 @@ from torch import Tensor
 
 from moesaic.core.formats import WeightFormat
 from moesaic.kernels.cpu.arena import allocate
-from moesaic.kernels.cpu.calls import FLOAT_KINDS, KINDS, Format, Kernel, Matrix
+from moesaic.kernels.cpu.calls import FLOAT_KINDS, KINDS, Format, Kernel, Matrix, pointer
+from moesaic.kernels.cpu.pack_arguments import MatrixBytesArgs, PackArgs, PackCodesArgs, PackVersionArgs, UnpackArgs
 
 WHOLE, GATE, UP = 0, 1, 2
 
 
-class PackArgs(ctypes.Structure):
-    """`moesaic_pack_args`."""
-
-    _fields_ = (
-        ("matrix", Matrix),
-        ("source", ctypes.c_void_p),
-        ("stride", ctypes.c_int64),
-        ("dtype", ctypes.c_int32),
-        ("part", ctypes.c_int32),
-        ("first_row", ctypes.c_int64),
-        ("num_rows", ctypes.c_int64),
-        ("alone", ctypes.c_int32),
-    )
-
-
-class UnpackArgs(ctypes.Structure):
-    """`moesaic_unpack_args`."""
-
-    _fields_ = (
-        ("matrix", Matrix),
-        ("out", ctypes.c_void_p),
-        ("first_row", ctypes.c_int64),
-        ("num_rows", ctypes.c_int64),
-    )
-
-
-class MatrixBytesArgs(ctypes.Structure):
-    """`moesaic_matrix_bytes_args`."""
-
-    _fields_ = (("matrix", Matrix), ("bytes", ctypes.c_int64))
-
-
-class PackVersionArgs(ctypes.Structure):
-    """`moesaic_pack_version_args`."""
-
-    _fields_ = (("layout", ctypes.c_int32), ("quantiser", ctypes.c_int32))
-
-
-_pack, _unpack, _matrix_bytes = Kernel("pack"), Kernel("unpack"), Kernel("matrix_bytes")
-_pack_version = Kernel("pack_version")
+_pack, _pack_codes, _unpack = Kernel("pack"), Kernel("pack_codes"), Kernel("unpack")
+_matrix_bytes, _pack_version = Kernel("matrix_bytes"), Kernel("pack_version")
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,6 +148,30 @@ class Sink:
         dtype = FLOAT_KINDS[tensor.dtype]
         place = (self.part, self.first_row, self.num_rows)
         _pack(PackArgs(self.matrix.struct, tensor.data_ptr(), tensor.stride(0), dtype, *place, alone))
+
+    def fill_codes(self, codes: Tensor, scales: Tensor, offsets: Tensor | None = None, alone: bool = False) -> None:
+        """Pack codes that are there already; only scales and offsets are rounded, to bf16.
+
+        Args:
+            codes: `[rows, cols]` bytes, as of `weights.codecs.codes.Codes`; a row's lie together.
+            scales: `[rows, groups]` fp32.
+            offsets: as the scales, where the matrix's format has them.
+            alone: as of `fill`.
+
+        Raises:
+            ValueError: they are not of the matrix's format.
+        """
+        format = self.matrix.format
+        groups = self.num_rows, -(-self.matrix.cols // (format.group or self.matrix.cols))
+        shapes = [tuple(each.shape) for each in (scales, offsets) if each is not None]
+        if tuple(codes.shape) != self.shape or shapes != [groups] * (1 + format.offsets) or not format.quantised:
+            raise ValueError(
+                f"a sink of {list(self.shape)}, {format}, was given codes {list(codes.shape)} and {shapes}"
+            )
+        if codes.element_size() != 1 or codes.stride(1) != 1:
+            raise ValueError(f"codes must be bytes, a row's together; got {codes.dtype}, strides {codes.stride()}")
+        given = codes.data_ptr(), pointer(scales), pointer(offsets), codes.stride(0)
+        _pack_codes(PackCodesArgs(self.matrix.struct, *given, self.part, alone, self.first_row, self.num_rows))
 
     def rows(self, start: int, stop: int) -> "Sink":
         """The sink of rows [start, stop) of these."""
