@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from moesaic.kernels.layouts import TILE, KVLayout
+
 if TYPE_CHECKING:
     from moesaic.kernels.cpu.attention import TiledCache
     from moesaic.kernels.reference_attention import KVCache
-
-TILE = 16  # tokens that the CPU kernels keep together (csrc/kernels/kv_layout.h)
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,8 @@ class KVCacheSpec:
 
     def bytes_per_block(self, block_size: int) -> int:
         """Memory of one block, keys and values."""
-        if self.tiled:
-            return self._tiled_bytes(block_size)
-        stored = self.head_dim + (0 if self.latent else self.value_size)
-        scales = 4 * (1 if self.latent else 2) if self.dtype is torch.int8 else 0
-        return block_size * self.num_kv_heads * (stored * self.dtype.itemsize + scales)
-
-    def _tiled_bytes(self, block_size: int) -> int:
-        """The same, with the padding of csrc/kernels/kv_layout.h, whose arithmetic this repeats (a test compares)."""
-        width = 1 if self.by_token else TILE if block_size % TILE == 0 else _round_up(block_size, 2)
-        pair = 2 if self.dtype is torch.bfloat16 and not self.by_token else 1
-        size = _round_up(_round_up(self.head_dim, pair) * width * self.dtype.itemsize, 64)
-        if not self.latent:
-            size += _round_up(self.value_size, TILE) * width * self.dtype.itemsize
-        if self.dtype is torch.int8:
-            size += 2 * width * 4
-        return _round_up(size, 64) * -(-block_size // width) * self.num_kv_heads
+        layout = KVLayout(self.num_kv_heads, self.head_dim, self.value_dim, self.latent, self.by_token)
+        return layout.bytes_per_block(block_size, str(self.dtype).removeprefix("torch."), self.tiled)
 
     def allocate(self, num_blocks: int, block_size: int, device: torch.device | str) -> "KVCache | TiledCache":
         """An empty cache. On a CPU, memory is committed as blocks are first written."""
@@ -70,7 +56,3 @@ class KVCacheSpec:
         if self.tiled:
             return cpu.new_cache(self, num_blocks, block_size)
         return reference_attention.new_cache(self, num_blocks, block_size, device)
-
-
-def _round_up(n: int, unit: int) -> int:
-    return -(-n // unit) * unit

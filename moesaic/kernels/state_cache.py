@@ -13,13 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-STATE_COLUMNS = 32  # of a matrix that lie together: MOESAIC_STATE_COLUMNS of csrc/abi/recurrent.h
+from moesaic.kernels.layouts import STATE_COLUMNS, matrix_state
 
-
-def matrix_state(heads: int, key_dim: int, value_dim: int) -> tuple[int, ...]:
-    """The shape of a state that is a matrix `[key_dim, value_dim]` for each head: blocks of its columns, each of which
-    memory streams in order."""
-    return heads, -(-value_dim // STATE_COLUMNS), key_dim, STATE_COLUMNS
+__all__ = ["STATE_COLUMNS", "StateCache", "StateSpec", "in_blocks", "matrix_state"]
 
 
 def in_blocks(matrix: Tensor) -> Tensor:
