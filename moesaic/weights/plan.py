@@ -35,6 +35,32 @@ class LoadPlan:
     zeros: list[str]
 
 
+@dataclass(frozen=True)
+class Accounting:
+    """What of a checkpoint fills what of a model, and all that does not add up.
+
+    Attributes:
+        plan: of what does.
+        missing: parameters that no tensor fills -> the tensors that they might lie in.
+        superfluous: tensors that no parameter takes.
+        misshaped: tensors -> the shapes that they have, and that they should have.
+        twice: parameters -> the tensors that each would fill them.
+        ignored: tensors that a rule says are not needed.
+    """
+
+    plan: LoadPlan
+    missing: dict[str, list[str]]
+    superfluous: list[str]
+    misshaped: dict[str, tuple[Shape, Shape]]
+    twice: dict[str, list[str]]
+    ignored: list[str]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every tensor has its use, and every parameter is filled once."""
+        return not (self.missing or self.superfluous or self.misshaped or self.twice)
+
+
 def plan_load(
     parameters: Mapping[str, Shape], rules: Iterable[AnyRule], tensors: Mapping[str, Shape], where: str
 ) -> LoadPlan:
@@ -43,10 +69,20 @@ def plan_load(
     Raises:
         CheckpointError: naming everything that is missing, superfluous, misshaped or filled twice, together.
     """
+    accounts = account(parameters, rules, tensors)
+    if not accounts.fits:
+        lines = "\n".join(_described(accounts, tensors))
+        raise CheckpointError(f"the checkpoint in {where} does not fit the model:\n{lines}")
+    return accounts.plan
+
+
+def account(parameters: Mapping[str, Shape], rules: Iterable[AnyRule], tensors: Mapping[str, Shape]) -> Accounting:
+    """Match all `parameters` of the model with all `tensors` of a checkpoint."""
     book = RuleBook(rules, parameters, tensors)
     places = {name: book.locate(name, shape) for name, shape in parameters.items()}
     expected = _expected_shapes(places)
-    surplus = {name for name in tensors if name not in expected and not book.ignored(name)}
+    ignored = [name for name in tensors if name not in expected and book.ignored(name)]
+    surplus = tensors.keys() - expected.keys() - set(ignored)
     checks = [Copy(name, (), book.ties[name]) for name in sorted(surplus & book.ties.keys())]
     expected |= {check.source: parameters[check.target] for check in checks}
     found = {
@@ -55,37 +91,42 @@ def plan_load(
     }
     absent = [name for name, copies in found.items() if not copies]
     zeros = [name for name in absent if any(place.optional for place in places[name])]
-    missing = [name for name in absent if name not in zeros]
-    superfluous = sorted(surplus - book.ties.keys())
-    misshaped = [name for name in tensors if name in expected and tensors[name] != expected[name]]
-    twice = [name for name, copies in found.items() if len(copies) > 1]
-    if not (missing or superfluous or misshaped or twice):
-        return LoadPlan([copies[0] for copies in found.values() if copies], checks, zeros)
+    optional = set(zeros)
+    return Accounting(
+        LoadPlan([copies[0] for copies in found.values() if copies], checks, zeros),
+        {name: [place.source for place in places[name]] for name in absent if name not in optional},
+        sorted(surplus - book.ties.keys()),
+        {n: (tensors[n], expected[n]) for n in tensors if n in expected and tensors[n] != expected[n]},
+        {name: [copy.source for copy in copies] for name, copies in found.items() if len(copies) > 1},
+        ignored,
+    )
 
-    near_surplus = _NearestNames(superfluous)
-    near_absent = _NearestNames(place.source for name in missing for place in places[name])
+
+def _described(accounts: Accounting, tensors: Mapping[str, Shape]) -> list[str]:
+    """All that does not add up, in lines."""
+    near_surplus = _NearestNames(accounts.superfluous)
+    near_absent = _NearestNames(source for sources in accounts.missing.values() for source in sources)
 
     def say_missing(name: str) -> str:
-        sources = [place.source for place in places[name]]
+        sources = accounts.missing[name]
         return f"expected as {' or '.join(sources) or 'no rule says where from'}{near_surplus.hint(sources)}"
 
-    lines = [
-        *list_misses("missing (no tensor fills this parameter)", missing, say_missing),
+    def say_misshaped(name: str) -> str:
+        stored, expected = accounts.misshaped[name]
+        return f"is {list(stored)}, the config asks for {list(expected)}"
+
+    return [
+        *list_misses("missing (no tensor fills this parameter)", list(accounts.missing), say_missing),
         *list_misses(
             "superfluous (no parameter takes this tensor)",
-            superfluous,
+            accounts.superfluous,
             lambda name: f"shape {list(tensors[name])}{near_absent.hint([name])}",
         ),
+        *list_misses("of the wrong shape", list(accounts.misshaped), say_misshaped),
         *list_misses(
-            "of the wrong shape",
-            misshaped,
-            lambda name: f"is {list(tensors[name])}, the config asks for {list(expected[name])}",
-        ),
-        *list_misses(
-            "filled twice", twice, lambda name: "from " + " and from ".join(copy.source for copy in found[name])
+            "filled twice", list(accounts.twice), lambda name: f"from {' and from '.join(accounts.twice[name])}"
         ),
     ]
-    raise CheckpointError(f"the checkpoint in {where} does not fit the model:\n" + "\n".join(lines))
 
 
 def _expected_shapes(places: Mapping[str, list[Place]]) -> dict[str, Shape]:
