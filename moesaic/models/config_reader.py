@@ -19,7 +19,7 @@ _METADATA = """
     attention_dropout hidden_dropout embd_dropout resid_dropout output_router_logits router_aux_loss_coef
     output_attentions output_hidden_states return_dict return_dict_in_generate output_scores
     id2label label2id num_labels problem_type finetuning_task task_specific_params prefix tokenizer_class
-    pruned_heads is_decoder chunk_size_feed_forward quantization_config
+    pruned_heads is_decoder chunk_size_feed_forward quantization_config compression_config
     max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k
     top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size
     bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values

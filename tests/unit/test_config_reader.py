@@ -86,7 +86,7 @@ def test_all_untouched_keys_are_refused_together():
         ({"rope_scaling": {"type": "linear", "factor": 2.0, "odd": 1}}, "rope_scaling.odd = 1"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": "4"}}, "rope_parameters.factor must be float"),
         ({"rope_parameters": {"rope_theta": 1.0}, "rope_scaling": {"type": "linear", "factor": 2.0}}, "same thing"),
-        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config (method fp8)"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "quantization_config (method hqq): HQQ is not read"),
         ({"is_encoder_decoder": True}, "is_encoder_decoder = true"),
         ({"num_key_value_heads": 3}, "num_key_value_heads = 3: must divide num_attention_heads = 4"),
         ({"num_key_value_heads": 0}, "num_key_value_heads = 0: must divide"),

@@ -48,4 +48,5 @@ RULES = [
     rename(f"{MLP}.router.{{p}}", "layers.{l}.mlp.router.{p}"),
     *fused_experts(f"{MLP}.experts.gate_up_proj", f"{MLP}.experts.down_proj", interleaved=True, transposed=True),
     *fused_experts(f"{MLP}.experts.gate_up_proj_bias", f"{MLP}.experts.down_proj_bias", interleaved=True, kind="bias"),
+    *fused_experts(f"{MLP}.experts.gate_up_proj_blocks", f"{MLP}.experts.down_proj_blocks", interleaved=True),  # MXFP4
 ]
