@@ -8,12 +8,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moesaic.adapt.report import Report, inspect
     from moesaic.adapt.survey import Survey
 
 _WHERE = {
+    "Report": "moesaic.adapt.report",
+    "inspect": "moesaic.adapt.report",
     "Survey": "moesaic.adapt.survey",
 }
-__all__ = ["Survey"]
+__all__ = ["Report", "Survey", "inspect"]
 
 
 def __getattr__(name: str) -> Any:

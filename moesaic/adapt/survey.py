@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from moesaic.adapt.names import Group, group_names, listed
 from moesaic.core.errors import CheckpointError, MoesaicError
+from moesaic.core.formats import WeightFormat
 from moesaic.models.config_reader import read_config
 from moesaic.weights.codecs import decoded
+from moesaic.weights.codecs.codes import is_coded
 from moesaic.weights.containers.safetensors import survey_header
 from moesaic.weights.rules import Index
 from moesaic.weights.sources import OPENERS, Source
@@ -63,6 +65,7 @@ class Survey:
         weights: the same with what codes stand for in place of codes, scales and zero points, by the weight's own name.
         naming: whose names the tensors have (`Source.naming`).
         quantization: the method that the config states; "" where it states none.
+        formats: weights that are used as they are quantised -> the format.
         files: that hold weights.
         problems: what is damaged, absent or foreign.
     """
@@ -74,6 +77,7 @@ class Survey:
     weights: Mapping[str, TensorInfo] = field(repr=False)
     naming: str = "hf"
     quantization: str = ""
+    formats: Mapping[str, WeightFormat] = field(default_factory=dict, repr=False)
     files: tuple[str, ...] = ()
     problems: tuple[Problem, ...] = ()
 
@@ -125,14 +129,23 @@ def survey(path: str) -> Survey:
     kind, source = _open(path, problems)
     quantization = config.get("quantization_config") if config is not None else None
     method = str(quantization.get("quant_method", "unknown")) if isinstance(quantization, Mapping) else ""
-    weights = source.tensors
+    weights, formats = source.tensors, {}
     try:
         if config is not None:
-            weights = decoded(source, config).tensors
+            floats = decoded(source, config)
+            weights, formats = floats.tensors, _formats(floats)
     except MoesaicError as e:
         problems.append(Problem("config.json", str(e)))
     files = sorted({os.path.relpath(info.file, path) for info in source.tensors.values()})
-    return Survey(path, kind, config, source.tensors, weights, source.naming, method, tuple(files), tuple(problems))
+    stored = (source.tensors, weights, source.naming, method, formats)
+    return Survey(path, kind, config, *stored, tuple(files), tuple(problems))
+
+
+def _formats(source: Source) -> dict[str, WeightFormat]:
+    if not is_coded(source):
+        return {}
+    found = {name: source.format_of(name) for name in source.tensors}
+    return {name: format for name, format in found.items() if format is not None}
 
 
 def _config(path: str, problems: list[Problem]) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ Layers build themselves from the same specs; that both name the same parameters,
 bytes, is what tests/unit/test_parameters.py compares for every family.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -61,19 +61,29 @@ Kept = Matrix | Vector
 VECTOR_BYTES = 4  # of each number of a vector
 
 
-def weight_bytes(spec: ModelSpec, format_of: Callable[[str], WeightFormat], quads: bool = False) -> dict[str, int]:
+def weight_bytes(
+    spec: ModelSpec,
+    format_of: Callable[[str], WeightFormat],
+    quads: bool = False,
+    weights: Iterable[Kept] | None = None,
+) -> dict[str, int]:
     """Bytes of all weights as the CPU kernels keep them: the name of what is kept together -> bytes.
 
     Args:
         format_of: of a matrix, by its canonical name (`QuantizationPlan.format_of`).
         quads: as of `kernels.layouts.matrix_bytes`.
+        weights: `kept_weights(spec)`, where they are at hand.
     """
     total: dict[str, int] = {}
-    for kept in kept_weights(spec):
+    sizes: dict[tuple[int, int, WeightFormat, bool], int] = {}  # thousands of experts share a few
+    for kept in kept_weights(spec) if weights is None else weights:
         if isinstance(kept, Vector):
             size = VECTOR_BYTES * prod(kept.shape)
         else:
-            size = matrix_bytes(kept.rows, kept.cols, format_of(kept.name), kept.gated, quads)
+            what = (kept.rows, kept.cols, format_of(kept.name), kept.gated)
+            if what not in sizes:
+                sizes[what] = matrix_bytes(*what, quads)
+            size = sizes[what]
         total[kept.name] = total.get(kept.name, 0) + size
     head = format_of("lm_head.weight")
     if spec.tied_embeddings and head != format_of("embed.weight"):  # a second copy of the table, in the head's format

@@ -5,10 +5,11 @@ import torch
 from moesaic.core.config import EngineConfig
 from moesaic.core.log import get_logger
 from moesaic.core.step import StepPlan, StepResult
+from moesaic.core.units import size_of
 from moesaic.layers.kv_cache import Cache, CacheSpec, ExpertPagesSpec, StateSpec
 from moesaic.models.load import load_model
 from moesaic.worker.inputs import SequenceTable
-from moesaic.worker.memory import plan_kv, size_of
+from moesaic.worker.memory import plan_kv
 from moesaic.worker.runner import Runner
 
 logger = get_logger(__name__)

@@ -9,6 +9,7 @@ import torch
 from moesaic.core.config import EngineConfig
 from moesaic.core.errors import ConfigError
 from moesaic.core.log import get_logger
+from moesaic.core.units import size_of
 from moesaic.layers.kv_cache import CacheSpec, ExpertPagesSpec, StateSpec
 
 logger = get_logger(__name__)
@@ -115,13 +116,3 @@ def _num_slots(config: EngineConfig, budget: int, per_slot: int, least_kv: int, 
     most = config.scheduler.max_num_seqs * (1 + checkpoints * config.cache.enable_prefix_caching)
     fit = min(max(budget // 2, budget - most_kv), budget - least_kv) // per_slot
     return max(1, min(most, fit))
-
-
-def size_of(count: int) -> str:
-    """A number of bytes as people read it: `980 B`, `48.8 KiB`, `1.25 GiB`."""
-    size, unit = float(count), "B"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            break
-        size /= 1024
-    return f"{size:.3g} {unit}" if size < 1000 and unit != "B" else f"{size:.0f} {unit}"

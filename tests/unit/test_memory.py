@@ -5,8 +5,9 @@ import torch
 
 from moesaic.core.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from moesaic.core.errors import ConfigError
+from moesaic.core.units import count_of, size_of
 from moesaic.layers.kv_cache import KVCacheSpec, StateSpec
-from moesaic.worker.memory import default_share, plan_kv, size_of
+from moesaic.worker.memory import default_share, plan_kv
 
 KV = KVCacheSpec(1, 8, torch.float32)  # 64 bytes a token
 STATE = StateSpec({"conv": (3, 100)})  # 1,200 bytes
@@ -85,3 +86,14 @@ def test_layers_that_keep_no_keys_and_values_have_blocks_that_cost_nothing():
     assert (plan.num_blocks, plan.num_slots, plan.total_bytes) == (40, 4, 4800)
     with pytest.raises(ConfigError, match="too small"):
         plan_kv(config(1000), [STATE], 0, False)
+
+
+def test_numbers_as_people_read_them():
+    assert [size_of(n) for n in (0, 980, 50_000, 1 << 20, 5 << 30)] == ["0 B", "980 B", "48.8 KiB", "1 MiB", "5 GiB"]
+    assert [count_of(n) for n in (0, 980, 48_800, 103_022_592, 6_919_161_856)] == [
+        "0",
+        "980",
+        "48.8 K",
+        "103 M",
+        "6.92 B",
+    ]

@@ -17,6 +17,7 @@ VERBS = {
     "generate": ("moesaic.entrypoints.cli.generate", "Complete one prompt and exit."),
     "chat": ("moesaic.entrypoints.cli.chat", "Talk with a model, in this process or on a server."),
     "models": ("moesaic.entrypoints.cli.models", "List the architectures that can be served."),
+    "inspect": ("moesaic.entrypoints.cli.inspect", "Say what a checkpoint is, what it takes, and what is wrong."),
     "bench": ("moesaic.entrypoints.cli.bench", "Measure how fast a model runs here."),
 }
 
