@@ -29,6 +29,7 @@ class ModelConfig:
         model_impl: whose code computes: "native", "transformers", or "auto" for the first that can.
         trust_remote_code: the checkpoint's own code may run.
         arch: file with the architecture; None for the one that the checkpoint names.
+        allow_nonfinite: weights that are NaN or infinite load.
     """
 
     path: str
@@ -47,6 +48,7 @@ class ModelConfig:
     model_impl: str = "auto"
     trust_remote_code: bool = False
     arch: str | None = None
+    allow_nonfinite: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,7 @@ class EngineConfig:
 
     Attributes:
         enforce_eager: record no step.
+        diagnose: look at what every operation gives.
     """
 
     model: ModelConfig
@@ -100,3 +103,4 @@ class EngineConfig:
     device: str
     threads: int | None
     enforce_eager: bool = False
+    diagnose: bool = False

@@ -88,6 +88,11 @@ class EngineArgs:
         None, "rows of an expert in a block, a power of 2 up to 1024; else MOESAIC_MOE_BLOCK_SIZE, else as kernels like"
     )
     enforce_eager: bool = arg(False, "record no decode step to replay it; the results are the same, slower")
+    diagnose: bool = arg(
+        False,
+        "look at the output of every operation, so that where logits are not finite the first layer, expert and "
+        "operation is named, with its cause; slower, and weights that are not finite load",
+    )
     max_model_len: int | None = arg(None, "tokens of one sequence, prompt and output; the model's own by default")
     max_num_seqs: int = arg(256, "sequences that run at once")
     max_num_batched_tokens: int = arg(2048, "token budget of one step; longer prompts are computed in chunks")

@@ -165,6 +165,7 @@ def resolve(args: EngineArgs) -> Resolved:
             model_impl=args.model_impl,
             trust_remote_code=args.trust_remote_code,
             arch=os.path.abspath(args.arch) if args.arch is not None else None,
+            allow_nonfinite=args.diagnose,
         ),
         cache=CacheConfig(
             block_size=args.block_size,
@@ -182,6 +183,7 @@ def resolve(args: EngineArgs) -> Resolved:
         ),
         device=device,
         enforce_eager=args.enforce_eager,
+        diagnose=args.diagnose,
         threads=args.threads or _auto_threads(spec.num_active_parameters, device),
     )
     logger.info("configuration: %s", _in_words(config))

@@ -11,6 +11,7 @@ from moesaic.models.load import load_model
 from moesaic.worker.inputs import SequenceTable
 from moesaic.worker.memory import plan_kv
 from moesaic.worker.runner import Runner
+from moesaic.worker.watch import Watch
 
 logger = get_logger(__name__)
 
@@ -37,7 +38,9 @@ class LocalExecutor:
             config.device,
             recurrent=self.kv.num_slots > 0,
         )
-        self.runner = Runner(self.model, caches, table, replay=not config.enforce_eager)
+        watch = Watch(self.model) if config.diagnose else None
+        replay = not config.enforce_eager and watch is None
+        self.runner = Runner(self.model, caches, table, replay, watch)
         logger.info(
             "KV cache: %d blocks of %d tokens, %s", *blocks, size_of(self.kv.num_blocks * self.kv.bytes_per_block)
         )

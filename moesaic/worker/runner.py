@@ -12,6 +12,7 @@ from moesaic.models.served import ServedModel
 from moesaic.worker.inputs import SequenceTable, num_prompt_rows
 from moesaic.worker.recorded import RecordedStep
 from moesaic.worker.sampler import NOT_FINITE, logprob_rows
+from moesaic.worker.watch import Watch
 
 
 class Runner:
@@ -19,10 +20,19 @@ class Runner:
 
     Args:
         replay: record the model's decode step and replay it, where that can be done.
+        watch: looks at what the model computes, to say where it stops being finite.
     """
 
-    def __init__(self, model: ServedModel, caches: Sequence[Cache], table: SequenceTable, replay: bool) -> None:
+    def __init__(
+        self,
+        model: ServedModel,
+        caches: Sequence[Cache],
+        table: SequenceTable,
+        replay: bool,
+        watch: Watch | None = None,
+    ) -> None:
         self.model = model
+        self.watch = watch
         self.caches = caches
         self.states = [cache for cache in caches if isinstance(cache, StateCache)]
         self.table = table
@@ -34,11 +44,15 @@ class Runner:
         self.table.apply(plan)
         if plan.gone:
             self.model.forget(plan.gone)
+            if self.watch is not None:
+                self.watch.forget(plan.gone)
         if plan.new:
             self.model.meet(plan.new)
         if not plan.advance:
             return StepResult([], 0.0)
         batch = self.table.batch(plan.advance)
+        if self.watch is not None:
+            self.watch.begin(batch)
         start = perf_counter()
         self._copy_states(plan.restores)
         logits = self._logits(batch)  # [N, V] float32
@@ -95,7 +109,7 @@ class Runner:
         tokens = self.table.sampler.sample(logits, [state.row for state in states], [state.length for state in states])
         self.table.append(states, tokens)
         results = [
-            Sampled(seq_id, token) if token is not None else Sampled(seq_id, None, error=NOT_FINITE)
+            Sampled(seq_id, token) if token is not None else Sampled(seq_id, None, error=self._not_finite(seq_id))
             for seq_id, token in zip(seq_ids, tokens, strict=True)
         ]
         if raw is not None:
@@ -104,6 +118,13 @@ class Runner:
             for i, logprobs in zip(wanted, logprob_rows(raw, chosen, counts), strict=True):
                 results[i].logprobs = logprobs
         return results
+
+    def _not_finite(self, seq_id: int) -> str:
+        """What a sequence is told whose logits are not finite."""
+        if self.watch is None:
+            return f"{NOT_FINITE} (--diagnose names the place)"
+        finding = self.watch.finding_of(seq_id)
+        return NOT_FINITE if finding is None else f"the model's logits are not finite: {finding}"
 
 
 def _merge(advance: list[Advance], sampled: list[Sampled], prompt: dict[int, Sampled]) -> list[Sampled]:
