@@ -35,7 +35,7 @@ class EngineArgs:
     load_format: str = arg(
         "auto",
         "where weights come from; dummy makes seeded random ones",
-        choices=("auto", "safetensors", "bin", "dummy"),
+        choices=("auto", "safetensors", "bin", "directories", "hdf5", "deepspeed", "megatron", "dummy"),
     )
     dtype: str = arg(
         "auto",

@@ -174,7 +174,7 @@ class PackCache:
 
 def identify(checkpoint: str, source: Source) -> str:
     """What distinguishes a checkpoint from others and from itself before a change, without reading its weights."""
-    files = sorted({info.file for info in source.tensors.values()})
+    files = sorted({file for info in source.tensors.values() for file in info.files})
     stats = [(os.path.basename(f), os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in files]
     tensors = [
         (name, info.dtype, info.shape, os.path.basename(info.file), info.offset)

@@ -1,24 +1,24 @@
 """Where a checkpoint's tensors come from, whatever it is kept as, behind one small interface. Torch-free until read."""
 
-import glob
-import json
 import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from moesaic.core.config import LoadFormat
-from moesaic.core.errors import CheckpointError
+from moesaic.core.errors import CheckpointError, UnsupportedError
 from moesaic.core.log import get_logger
-from moesaic.weights.containers.safetensors import SafetensorsFile
+from moesaic.weights.containers import safetensors, torch_file
+from moesaic.weights.layouts.deepspeed import open_deepspeed
+from moesaic.weights.layouts.directories import named_tensors, open_tree
+from moesaic.weights.layouts.files import find_shards
+from moesaic.weights.layouts.megatron import open_megatron
 from moesaic.weights.rules import Index
-from moesaic.weights.tensors import TensorInfo, merge_shards
+from moesaic.weights.tensors import ReadableInfo, TensorInfo, merge_shards
 
 if TYPE_CHECKING:
     import torch
 
 log = get_logger(__name__)
-
-NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")  # .bin files beside the weights
 
 
 class Source(Protocol):
@@ -39,84 +39,100 @@ class Source(Protocol):
         call it at the same time."""
 
 
-class SafetensorsSource:
-    """Tensors of one or more safetensors files."""
+class FilesSource:
+    """Tensors of any number of files, each of which knows where it lies."""
 
-    naming = "hf"
-
-    def __init__(self, shards: list[str]) -> None:
-        self._files = {path: SafetensorsFile(path) for path in shards}
-        self.tensors = merge_shards(file.tensors for file in self._files.values())
+    def __init__(self, tensors: Mapping[str, ReadableInfo], naming: str = "hf") -> None:
+        self.tensors, self.naming = tensors, naming
 
     def read(self, name: str, index: Index, into: "torch.Tensor") -> None:
-        info = self.tensors[name]
-        self._files[info.file].read(info, index, into)
-
-
-def find_shards(folder: str, single: str, pattern: str) -> list[str]:
-    """The files that hold the weights: those that the index names, else the single file, else all of their kind.
-
-    Raises:
-        CheckpointError: naming every shard of the index that is not there.
-    """
-    index = os.path.join(folder, f"{single}.index.json")
-    if os.path.exists(index):
-        names = sorted(set(_weight_map(index).values()))
-        absent = [name for name in names if not os.path.isfile(os.path.join(folder, name))]
-        if absent:
-            raise CheckpointError(
-                f"{index} names {len(names)} shards, {len(absent)} of them missing: {', '.join(absent)}"
-            )
-        return [os.path.join(folder, name) for name in names]
-    if os.path.isfile(os.path.join(folder, single)):
-        return [os.path.join(folder, single)]
-    found = sorted(glob.glob(os.path.join(glob.escape(folder), pattern)))
-    return [file for file in found if not os.path.basename(file).startswith(NOT_WEIGHTS)]
+        self.tensors[name].read(index, into)
 
 
 def open_source(folder: str, load_format: LoadFormat = "auto") -> Source:
-    """The tensors of the checkpoint in `folder`; "auto" takes the first format of which there are files.
+    """The tensors of the checkpoint in `folder`; "auto" takes the first format of OPENERS of which there are files, and
+    logs which files of other formats it leaves alone.
 
     Raises:
         CheckpointError: there are none, or a file is damaged.
+        UnsupportedError: they are in a format that is not read, by name.
     """
     for name, opener in OPENERS.items():
         if load_format in ("auto", name):
             source = opener(folder)
             if source is not None:
+                _log_choice(folder, name, source)
                 return source
+    _refuse_distributed(folder)
     formats = OPENERS if load_format == "auto" else [load_format]
     raise CheckpointError(f"{folder} holds no weights as {' or '.join(formats)} (it holds: {_listing(folder)})")
 
 
+def _open_tree(folder: str) -> Source | None:
+    tensors = open_tree(folder)
+    return None if tensors is None else FilesSource(tensors)
+
+
 def _open_safetensors(folder: str) -> Source | None:
     shards = find_shards(folder, "model.safetensors", "*.safetensors")
-    return SafetensorsSource(shards) if shards else None
+    return FilesSource(merge_shards(map(safetensors.read_header, shards))) if shards else None
 
 
 def _open_torch_files(folder: str) -> Source | None:
-    from moesaic.weights.containers.torch_file import BinSource
+    shards = find_shards(folder, "pytorch_model.bin", "*.bin", "*.pt", "*.pth")
+    if len(shards) > 1:
+        return FilesSource(named_tensors(folder, [os.path.basename(path) for path in shards]))
+    return FilesSource(torch_file.read_header(shards[0])) if shards else None
 
-    shards = find_shards(folder, "pytorch_model.bin", "*.bin")
-    return BinSource(shards) if shards else None
+
+def _open_deepspeed(folder: str) -> Source | None:
+    tensors = open_deepspeed(folder)
+    return None if tensors is None else FilesSource(tensors)
+
+
+def _open_megatron(folder: str) -> Source | None:
+    tensors = open_megatron(folder)
+    return None if tensors is None else FilesSource(tensors, "megatron")
+
+
+def _open_hdf5(folder: str) -> Source | None:
+    from moesaic.weights.containers import hdf5
+
+    files = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(hdf5.SUFFIXES)]
+    return FilesSource(merge_shards(map(hdf5.read_header, files))) if files else None
 
 
 # What a checkpoint may be kept as, best first: what opens it, or says None where a folder holds none such.
 OPENERS: dict[str, Callable[[str], Source | None]] = {
+    "directories": _open_tree,
     "safetensors": _open_safetensors,
     "bin": _open_torch_files,
+    "deepspeed": _open_deepspeed,
+    "megatron": _open_megatron,
+    "hdf5": _open_hdf5,
 }
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".hdf5", ".gguf")  # what names of files of weights end with
 
 
-def _weight_map(index: str) -> dict[str, str]:
-    try:
-        with open(index, encoding="utf-8") as f:
-            weight_map = json.load(f)["weight_map"]
-        if weight_map and all(isinstance(name, str) for name in weight_map.values()):
-            return dict(weight_map)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise CheckpointError(f"{index} is damaged ({e!r})") from e
-    raise CheckpointError(f"{index} names no shards")
+def _log_choice(folder: str, name: str, source: Source) -> None:
+    taken = {file for info in source.tensors.values() for file in info.files}
+    left = [f for f in sorted(os.listdir(folder)) if f.endswith(WEIGHTS) and os.path.join(folder, f) not in taken]
+    if left:
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        log.info("%s: weights are read as %s; left alone: %s%s", folder, name, ", ".join(left[:5]), more)
+
+
+def _refuse_distributed(folder: str) -> None:
+    """Raise UnsupportedError for what torch's distributed checkpoints, and zarr, look like."""
+    folders = [folder, *(entry.path for entry in os.scandir(folder) if entry.is_dir())]
+    names = [name for where in folders for name in os.listdir(where)]
+    zarr = any(name.endswith((".zarray", ".zarr")) for name in names)
+    if zarr or any(name.endswith(".distcp") for name in names):
+        kind = "zarr" if zarr else "torch_dist, .distcp files"
+        raise UnsupportedError(
+            f"{folder} is a distributed checkpoint ({kind}), which is not read: save it with --ckpt-format torch, or "
+            "convert it to Hugging Face's layout with the tools of the program that wrote it"
+        )
 
 
 def _listing(folder: str) -> str:

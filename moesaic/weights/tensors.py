@@ -3,9 +3,13 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING, TypeVar
 
 from moesaic.core.errors import CheckpointError
-from moesaic.weights.rules import Shape
+from moesaic.weights.rules import Index, Shape
+
+if TYPE_CHECKING:
+    import torch
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes that parameters are filled from
 ITEM_BITS = {
@@ -41,10 +45,27 @@ class TensorInfo:
         if self.nbytes < 0:
             object.__setattr__(self, "nbytes", prod(self.shape) * ITEM_BITS.get(self.dtype, 0) // 8)
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that holds a part of it."""
+        return (self.file,)
 
-def merge_shards(shards: Iterable[Mapping[str, TensorInfo]]) -> dict[str, TensorInfo]:
+
+class ReadableInfo(TensorInfo):
+    """One that knows how it is read, whatever it is called in a checkpoint."""
+
+    def read(self, index: Index, into: "torch.Tensor") -> None:
+        """Copy part `index` of the tensor into `into`, which has that part's shape and any dtype and device. Threads
+        may call it at the same time. Raises CheckpointError."""
+        raise NotImplementedError
+
+
+Info = TypeVar("Info", bound=TensorInfo)
+
+
+def merge_shards(shards: Iterable[Mapping[str, Info]]) -> dict[str, Info]:
     """All tensors of all shards. Raises CheckpointError when two shards hold the same one."""
-    merged: dict[str, TensorInfo] = {}
+    merged: dict[str, Info] = {}
     for shard in shards:
         for name in merged.keys() & shard.keys():
             raise CheckpointError(f"tensor {name} is in {merged[name].file} and again in {shard[name].file}")

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moesaic.core.errors import CheckpointError
-from moesaic.weights.containers.safetensors import part_range
+from moesaic.weights.containers.stored import part_range
 from moesaic.weights.loader import fill_dummy, load_weights
 from moesaic.weights.rules import rename, tied
 from moesaic.weights.sources import open_source
@@ -131,7 +131,7 @@ def test_a_tied_copy_must_be_equal(tmp_path):
 
 def test_no_weights(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"no weights as safetensors or bin.*it holds: config.json"):
+    with pytest.raises(CheckpointError, match=r"no weights as .*safetensors or bin.*it holds: config.json"):
         open_source(str(tmp_path), "auto")
     with pytest.raises(CheckpointError, match="no weights as bin"):
         open_source(str(tmp_path), "bin")
@@ -218,7 +218,7 @@ def test_damaged_bin(tmp_path, state, damage, capsys):
         file.write_bytes(file.read_bytes()[:-200])
     if damage == "text":
         file.write_text("hello")
-    with pytest.raises(CheckpointError, match=r"cannot read .*pytorch_model.bin|flat dictionary of tensors"):
+    with pytest.raises(CheckpointError, match=r"cannot read .*pytorch_model.bin: "):
         open_source(str(tmp_path), "auto")
     assert "executed" not in capsys.readouterr().out
 

@@ -14,6 +14,7 @@ from moesaic.models.hf_backend.facts import ForeignSpec, class_of, load_config, 
 log = get_logger(__name__)
 
 MOST_NAMED = 20
+READ_BY_TRANSFORMERS = ("auto", "safetensors", "bin", "dummy")
 
 
 def load(config: ModelConfig, spec: ForeignSpec, device: torch.device) -> Any:
@@ -36,6 +37,11 @@ def load(config: ModelConfig, spec: ForeignSpec, device: torch.device) -> Any:
         kinds["attn_implementation"] = {"text_config": attention.NAME} if towers else attention.NAME
     elif spec.entry.attention is not None:
         kinds["attn_implementation"] = spec.entry.attention
+    if config.load_format not in READ_BY_TRANSFORMERS:
+        raise UnsupportedError(
+            f"transformers' own code computes this model, and transformers reads no {config.load_format} checkpoints: "
+            "convert it to safetensors first (`moesaic convert`)"
+        )
     if config.load_format == "dummy":
         torch.manual_seed(config.seed)
         model = cls._from_config(own, **kinds)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from moesaic.core.errors import CheckpointError
 from moesaic.core.formats import WeightFormat
 from moesaic.weights.codecs.codes import Codes
-from moesaic.weights.containers.safetensors import part_range
+from moesaic.weights.containers.stored import part_range
 from moesaic.weights.rules import Index, Shape
 from moesaic.weights.sources import Source
 from moesaic.weights.tensors import TensorInfo

@@ -1,0 +1,1 @@
+"""Checkpoints of many files whose paths say what is in them, one file of ours a layout."""

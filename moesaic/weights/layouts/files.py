@@ -1,0 +1,97 @@
+"""Which of a folder's files hold weights, and reading one whatever it is."""
+
+import glob
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+from moesaic.core.errors import CheckpointError
+from moesaic.weights.containers import safetensors, torch_file
+from moesaic.weights.tensors import ReadableInfo
+
+# How names of files begin, and end, that lie beside the weights.
+NOT_WEIGHTS = ("training_args", "optimizer", "scheduler", "rng_state", "scaler", ".")
+OF_TRAINING = ("_model_states.pt", "_optim_states.pt", "optim_rng.pt")  # layouts of their own
+SUFFIXES = (".safetensors", *torch_file.SUFFIXES)
+MAX_ENTRIES = 1_000_000
+MAX_DEPTH = 12
+
+
+def find_shards(folder: str, single: str, *patterns: str) -> list[str]:
+    """The files that hold the weights: those that the index names, else the single file, else all of their kind.
+
+    Args:
+        patterns: of kinds, of which the first that there is counts.
+
+    Raises:
+        CheckpointError: naming every shard of the index that is not there.
+    """
+    index = os.path.join(folder, f"{single}.index.json")
+    if os.path.exists(index):
+        names = sorted(set(_weight_map(index).values()))
+        absent = [name for name in names if not os.path.isfile(os.path.join(folder, name))]
+        if absent:
+            raise CheckpointError(
+                f"{index} names {len(names)} shards, {len(absent)} of them missing: {', '.join(absent)}"
+            )
+        return [os.path.join(folder, name) for name in names]
+    if os.path.isfile(os.path.join(folder, single)):
+        return [os.path.join(folder, single)]
+    for pattern in patterns:
+        found = sorted(glob.glob(os.path.join(glob.escape(folder), pattern)))
+        kept = [file for file in found if holds_weights(os.path.basename(file))]
+        if kept:
+            return kept
+    return []
+
+
+def holds_weights(name: str) -> bool:
+    """Whether a file of this name is one of the weights."""
+    return name.endswith(SUFFIXES) and not name.startswith(NOT_WEIGHTS) and not name.endswith(OF_TRAINING)
+
+
+def files_below(folder: str) -> Iterator[str]:
+    """The paths of all files of weights in folders of `folder`, relative to it; hidden folders are left alone.
+
+    Raises:
+        CheckpointError: there are more files than any checkpoint has.
+    """
+    entries = 0
+    stack = [("", 0)]
+    while stack:
+        where, depth = stack.pop()
+        with os.scandir(os.path.join(folder, where)) as found:
+            for entry in found:
+                entries += 1
+                if entries > MAX_ENTRIES:
+                    raise CheckpointError(f"{folder} holds more than {MAX_ENTRIES} files")
+                path = f"{where}/{entry.name}" if where else entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    if depth < MAX_DEPTH and not entry.name.startswith("."):
+                        stack.append((path, depth + 1))
+                elif where and holds_weights(entry.name):
+                    yield path
+
+
+def read_header(path: str) -> Mapping[str, ReadableInfo]:
+    """Every tensor of a file by name; one that is all of its file is called "". Raises CheckpointError."""
+    if path.endswith(".safetensors"):
+        return safetensors.read_header(path)
+    return torch_file.read_header(path)
+
+
+def natural(names: Iterable[str]) -> list[str]:
+    """Sorted, with numbers in the order of their values."""
+    return sorted(names, key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)])
+
+
+def _weight_map(index: str) -> dict[str, str]:
+    try:
+        with open(index, encoding="utf-8") as f:
+            weight_map = json.load(f)["weight_map"]
+        if weight_map and all(isinstance(name, str) for name in weight_map.values()):
+            return dict(weight_map)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise CheckpointError(f"{index} is damaged ({e!r})") from e
+    raise CheckpointError(f"{index} names no shards")
