@@ -104,7 +104,7 @@ def test_two_places_in_one_step(damaged):
         tensors[EXPERT.format(5, "up")][0, 0] = float("-inf")
 
     llm = engine_of(damaged(change))
-    first, second = generate(llm, [[3], list(range(4, 40))], max_tokens=1)
+    first, second = generate(llm, [[3], PROMPTS[0]], max_tokens=1)
     assert "first infinity in embed (embed): the weight has numbers that are not finite: 64" in first.error
     assert "in layer 1, expert 5, up (layers.1.mlp)" in second.error
     assert [finding.layer for finding in findings_of(llm)] == [None, 1]
