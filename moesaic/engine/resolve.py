@@ -235,8 +235,10 @@ def _download(repo: str, revision: str | None, download_dir: str | None) -> str:
 
     try:
         files = HfApi().model_info(repo, revision=revision, timeout=HUB_SECONDS).siblings or []
-        weights = "*.safetensors" if any(f.rfilename.endswith(".safetensors") for f in files) else "*.bin"
-        wanted = ["*.json", "*.jinja", "*.model", "*.txt", weights]
+        kinds = {os.path.splitext(f.rfilename)[1] for f in files}
+        weights = next((kind for kind in (".safetensors", ".bin") if kind in kinds), None)
+        others = [".pt", ".pth", ".h5", ".hdf5"] if weights is None else [weights]
+        wanted = ["*.json", "*.jinja", "*.model", "*.txt", "*latest", *(f"*{kind}" for kind in others)]
         return snapshot_download(repo, revision=revision, cache_dir=download_dir, allow_patterns=wanted)
     except Exception as error:  # whatever the hub client raises, the user's next step is the same
         refusal = ConfigError(f"model {repo!r} is no folder here, and the Hugging Face hub did not give it: {error}")
