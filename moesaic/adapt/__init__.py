@@ -8,15 +8,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moesaic.adapt.planning import Plan, plan
     from moesaic.adapt.report import Report, inspect
     from moesaic.adapt.survey import Survey
 
 _WHERE = {
+    "Plan": "moesaic.adapt.planning",
+    "plan": "moesaic.adapt.planning",
     "Report": "moesaic.adapt.report",
     "inspect": "moesaic.adapt.report",
     "Survey": "moesaic.adapt.survey",
 }
-__all__ = ["Report", "Survey", "inspect"]
+__all__ = ["Plan", "Report", "Survey", "inspect", "plan"]
 
 
 def __getattr__(name: str) -> Any:

@@ -132,7 +132,7 @@ def resolve(args: EngineArgs) -> Resolved:
     device = _device(args.device)
     # What transformers computes, torch computes: only its experts are the kernels'.
     who = "reference" if isinstance(spec, ForeignSpec) else args.moe_backend
-    dtype = args.dtype if args.dtype != "auto" else _auto_dtype(_checkpoint_dtype(raw), device, who)
+    dtype = args.dtype if args.dtype != "auto" else _auto_dtype(checkpoint_dtype(raw), device, who)
     whole_prompts = isinstance(spec, ForeignSpec) and spec.whole_prompts
     if whole_prompts:
         logger.info(
@@ -252,7 +252,7 @@ def _download(repo: str, revision: str | None, download_dir: str | None) -> str:
         return cached
 
 
-def _checkpoint_dtype(config: dict[str, Any]) -> str:
+def checkpoint_dtype(config: dict[str, Any]) -> str:
     """The dtype that config.json states (transformers 5 `dtype`, 4 `torch_dtype`); float32 when it states none."""
     text = config.get("text_config")
     found = [part.get(key) for part in (config, text) if isinstance(part, dict) for key in ("dtype", "torch_dtype")]
