@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 
+from moesaic.adapt.survey import survey
 from moesaic.core.errors import CheckpointError, ConfigError, UnsupportedError
 from moesaic.weights.sources import open_source
 from tests import layouts
@@ -193,3 +194,19 @@ def test_what_is_wrong_with_deepspeed(tmp_path, files, match):
         torch.save({"module": {"a.weight": torch.ones(2)}}, tmp_path / file)
     with pytest.raises((CheckpointError, ConfigError), match=match):
         open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("leaf", ["tensor", "dict"])
+def test_a_damaged_file_hides_no_other(made, tmp_path, leaf):
+    _, state = made("olmoe")
+    layouts.write_directories(state, tmp_path, leaf, "bin")
+    whole = survey(tmp_path)
+    assert not whole.problems and len(whole.tensors) == len(state)
+    file = next((tmp_path / "model/layers/2/mlp/experts/5").iterdir())
+    file.write_bytes(file.read_bytes()[:-100])
+    (tmp_path / "training_args.bin").write_bytes(b"x")
+    found = survey(tmp_path)
+    assert [problem.where for problem in found.problems] == [os.path.relpath(file, tmp_path)]
+    lost = whole.tensors.keys() - found.tensors.keys()
+    assert lost and all(name.startswith("model.layers.2.mlp.experts.5.") for name in lost)
+    assert found.tensors.keys() < whole.tensors.keys()
