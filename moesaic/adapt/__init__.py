@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moesaic.adapt.diagnosis import Diagnosis, diagnose
     from moesaic.adapt.planning import Plan, plan
     from moesaic.adapt.report import Report, inspect
     from moesaic.adapt.survey import Survey
@@ -15,11 +16,21 @@ if TYPE_CHECKING:
 _WHERE = {
     "Plan": "moesaic.adapt.planning",
     "plan": "moesaic.adapt.planning",
+    "Diagnosis": "moesaic.adapt.diagnosis",
+    "diagnose": "moesaic.adapt.diagnosis",
     "Report": "moesaic.adapt.report",
     "inspect": "moesaic.adapt.report",
     "Survey": "moesaic.adapt.survey",
 }
-__all__ = ["Plan", "Report", "Survey", "inspect", "plan"]
+__all__ = [
+    "Diagnosis",
+    "Plan",
+    "Report",
+    "Survey",
+    "diagnose",
+    "inspect",
+    "plan",
+]
 
 
 def __getattr__(name: str) -> Any:
