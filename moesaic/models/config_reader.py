@@ -42,6 +42,10 @@ class ConfigReader(KeyReader):
         """The usual keys that this architecture calls by other names: `call(hidden_size="d_model")`."""
         self._other_names.update(names)
 
+    def suppose(self, **values: Any) -> None:
+        """What this architecture means by usual keys that its configs do not have: `suppose(rope_theta=10000.0)`."""
+        self._values = {**values, **self._values}
+
     def child(self, key: str, *aliases: str, metadata: bool = False, **instead: Any) -> "ConfigReader":
         """A reader of the object under `key` (of an empty one where it is absent or null); `finish` covers it.
 
@@ -75,10 +79,7 @@ def read_config(path: str) -> dict[str, Any]:
     file = os.path.join(path, "config.json")
     config = _read_json(file)
     if config is None:
-        raise CheckpointError(
-            f"model folder {path!r} holds no config.json, which says what weights compute: put the one of the model's "
-            "Hugging Face layout there"
-        )
+        raise CheckpointError(f"model folder {path!r} holds no config.json")
     return config
 
 

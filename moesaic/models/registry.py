@@ -142,8 +142,8 @@ class ModelRegistry:
             )
         close = nearest(asked, known, count=3) or known
         raise UnsupportedError(
-            f"architecture {asked!r} is not supported; nearest known: {', '.join(close)}. "
-            f"ModelRegistry.register_model can add it"
+            f"architecture {asked!r} is not supported; nearest known: {', '.join(close)}. `moesaic inspect` says what "
+            "the checkpoint is, `moesaic adapt` drafts a file for --arch; ModelRegistry.register_model can add it"
         )
 
 

@@ -1,0 +1,1 @@
+"""Drafting a spec file for a checkpoint of an unknown architecture."""

@@ -1,0 +1,182 @@
+"""Drafts of checkpoints that nothing here knows: they load, and give the logits of whoever made the checkpoint."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from moesaic.adapt import adapt
+from moesaic.adapt.draft.oracle import Oracle, Reference
+from moesaic.core.errors import CheckpointError, ConfigError
+from tests.niche import KINDS, make_niche
+from tests.renamed import rename
+from tests.tiny_models import make_tiny, tiny_reference
+
+RENAMED = (
+    "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "dots1", "glm4_moe", "hunyuan_v1_moe", "llama",
+    "gpt_oss", "phimoe", "minimax_m2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def niche(tmp_path_factory):
+    """kind -> (folder, recorded logits)."""
+    return {kind: make_niche(kind, tmp_path_factory.mktemp("niche") / kind) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def renamed(tmp_path_factory):
+    """family -> (folder, logits as transformers computes them)."""
+
+    def made(family):
+        folder = tmp_path_factory.mktemp(family)
+        make_tiny(family, folder / "known")
+        recorded = {}
+        model = tiny_reference(family)
+        for n in range(2):
+            ids = torch.randint(0, 128, (24,), generator=torch.Generator().manual_seed(n))
+            with torch.no_grad():
+                recorded |= {f"input_ids.{n}": ids, f"logits.{n}": model(ids[None]).logits[0].contiguous()}
+        save_file(recorded, folder / "logits.safetensors")
+        return str(rename(folder / "known", folder / "renamed")), str(folder / "logits.safetensors")
+
+    return made
+
+
+def difference(path, source, reference):
+    config = json.loads((Path(path) / "config.json").read_text())
+    return Oracle(path, config, Reference(reference)).difference(source)
+
+
+@pytest.mark.parametrize("family", RENAMED)
+def test_a_known_model_under_strange_names(renamed, family, tmp_path):
+    path, reference = renamed(family)
+    draft = adapt(path)
+    assert draft.misfit == "" and draft.architecture == "MoEModel"
+    assert difference(path, draft.source, reference) < 1e-4
+    file = tmp_path / "draft.py"
+    file.write_text(draft.source)
+    for check in (["check", "--no-cache"], ["format", "--no-cache", "--check"]):
+        done = subprocess.run(["ruff", *check, "--line-length", "120", str(file)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + draft.source
+    assert len(draft.source.splitlines()) < 100
+
+
+def test_attention_experts_are_drafted_with_nothing_open(niche):
+    path, reference = niche["attention"]
+    draft = adapt(path)
+    assert draft.ok and draft.open == () and "ExpertPagedAttentionSpec" in draft.source
+    assert difference(path, draft.source, reference) < 1e-4
+
+
+def test_a_reference_settles_what_is_open(niche):
+    path, reference = niche["feed-forward"]
+    before = adapt(path)
+    assert before.misfit == "" and [q.name for q in before.questions if q.open] == ["router", "rotary positions"]
+    assert difference(path, before.source, reference) > 0.1  # what was taken is not what it is
+    draft = adapt(path, reference)
+    assert draft.ok and draft.open == () and draft.difference < 1e-4
+    settled = {q.name: q.choice for q in draft.questions if q.settled}
+    assert settled["rotary positions"] == "pairs" and settled["router"] == "softmax, renormalised"
+    assert "# OPEN" not in draft.source and "interleaved=True" in draft.source
+
+
+def test_a_reference_of_another_model_settles_nothing(niche, tmp_path):
+    path, reference = niche["feed-forward"]
+    tensors = load_file(reference)
+    tensors = {n: t.flip(-1).contiguous() if n.startswith("logits") else t for n, t in tensors.items()}
+    save_file(tensors, tmp_path / "other.safetensors")
+    draft = adapt(path, str(tmp_path / "other.safetensors"), max_runs=12)
+    assert not draft.ok and draft.difference > 0.1 and draft.open
+    assert not any(q.settled for q in draft.questions)
+
+
+def test_an_answer_that_the_reference_cannot_tell_stays_open(niche, tmp_path):
+    """A single token attends to itself alone: any rotation gives the same."""
+    path, reference = niche["feed-forward"]
+    tensors = load_file(reference)
+    short = {n: t[:1].contiguous() for n, t in tensors.items()}
+    save_file(short, tmp_path / "short.safetensors")
+    draft = adapt(path, str(tmp_path / "short.safetensors"))
+    assert draft.difference < 1e-4
+    assert [q.name for q in draft.questions if q.open] == ["rotary positions"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_draft_serves(niche, kind, tmp_path):
+    from moesaic import LLM, SamplingParams
+
+    path, reference = niche[kind]
+    file = tmp_path / "my_arch.py"
+    file.write_text(adapt(path, reference).source)
+    llm = LLM(model=path, arch=str(file), dtype="float32", kv_cache_memory="64MiB", threads=1)
+    tensors = load_file(reference)
+    ids, logits = tensors["input_ids.0"].tolist(), tensors["logits.0"]
+    [output] = llm.generate([ids], SamplingParams(max_tokens=1, temperature=0.0))
+    assert output.outputs[0].token_ids[0] == int(logits[-1].argmax())
+
+
+def test_a_part_that_needs_code_is_said_to(renamed, tmp_path):
+    path, _ = renamed("deepseek_v3")
+    draft = adapt(path)
+    assert draft.by_hand == ("latent attention",) and not draft.ok
+    assert "latent attention is to be written" in draft.misfit
+    assert any("by hand" in line for line in draft.open)
+
+
+def test_what_is_not_understood_is_open_and_pinned(niche, tmp_path):
+    path, _ = niche["attention"]
+    folder = tmp_path / "strange"
+    shutil.copytree(path, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantum_flux": 3}))
+    draft = adapt(str(folder))
+    assert draft.misfit == "" and draft.open == ("quantum_flux = 3: it is not known what it means",)
+    (folder / "config.json").write_text(json.dumps(config | {"quantum_flux": 4}))
+    file = tmp_path / "arch.py"
+    file.write_text(draft.source)
+    from moesaic.models.load import read_spec
+
+    with pytest.raises(ConfigError, match="quantum_flux = 4 is not supported"):
+        read_spec(str(folder), str(file))
+
+
+def test_nothing_to_draft_from(tmp_path, niche):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        adapt(str(tmp_path / "nowhere"))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        adapt(str(tmp_path))
+    path, _ = niche["attention"]
+    with pytest.raises(CheckpointError, match="there is no such file"):
+        adapt(path, str(tmp_path / "none.safetensors"))
+
+
+def moesaic(*args):
+    return subprocess.run([sys.executable, "-m", "moesaic", *args], capture_output=True, text=True, check=False)
+
+
+def test_the_command(niche, tmp_path):
+    path, _ = niche["attention"]
+    file = tmp_path / "my_arch.py"
+    done = moesaic("adapt", path, "-o", str(file))
+    assert done.returncode == 0 and "loads" in done.stdout, done.stderr
+    assert file.read_text().startswith('"""MoEModel')
+    again = moesaic("adapt", path, "-o", str(file))
+    assert again.returncode == 1 and "--force" in again.stderr and "Traceback" not in again.stderr
+    found = json.loads(moesaic("adapt", path, "-o", str(file), "--force", "--json").stdout)
+    assert found["open"] == [] and found["misfit"] == "" and found["source"] == file.read_text()
+
+
+def test_a_missing_expert_does_not_load(niche, tmp_path):
+    path, _ = niche["feed-forward"]
+    folder = tmp_path / "broken"
+    shutil.copytree(path, folder)
+    shutil.rmtree(folder / "layer_1" / "expert_7")
+    done = moesaic("adapt", str(folder), "-o", str(tmp_path / "arch.py"))
+    assert done.returncode == 1 and "layer_1.expert_7" in done.stdout.replace("\n", "")
