@@ -8,18 +8,34 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moesaic.adapt.diagnosis import Diagnosis, diagnose
     from moesaic.adapt.draft.drafting import Draft, adapt
+    from moesaic.adapt.planning import Plan, plan
     from moesaic.adapt.report import Report, inspect
     from moesaic.adapt.survey import Survey
 
 _WHERE = {
+    "Plan": "moesaic.adapt.planning",
+    "plan": "moesaic.adapt.planning",
+    "Diagnosis": "moesaic.adapt.diagnosis",
+    "diagnose": "moesaic.adapt.diagnosis",
     "Draft": "moesaic.adapt.draft.drafting",
     "adapt": "moesaic.adapt.draft.drafting",
     "Report": "moesaic.adapt.report",
     "inspect": "moesaic.adapt.report",
     "Survey": "moesaic.adapt.survey",
 }
-__all__ = ["Draft", "Report", "Survey", "adapt", "inspect"]
+__all__ = [
+    "Diagnosis",
+    "Draft",
+    "Plan",
+    "Report",
+    "Survey",
+    "adapt",
+    "diagnose",
+    "inspect",
+    "plan",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -76,12 +76,21 @@ def memory_of(spec: ModelSpec, dtype: DType, stored: Mapping[str, WeightFormat] 
         stored: matrices that a checkpoint holds as codes, by the parameters in them, and their formats.
     """
     kept = list(kept_weights(spec))
+    of_schemes = formats_of_schemes(dtype, stored)
+    weights = tuple(_weights(spec, kept, scheme, format_of) for scheme, format_of in of_schemes.items())
+    return Memory(dtype, spec.max_position_embeddings, weights, tuple(_cache(spec, d) for d in get_args(KVCacheDType)))
+
+
+def formats_of_schemes(
+    dtype: DType, stored: Mapping[str, WeightFormat] | None = None
+) -> dict[str, Callable[[str], WeightFormat]]:
+    """Each way of keeping weights, the checkpoint's own first where it holds codes -> the format of a matrix, by its
+    canonical name. Arguments as of `memory_of`."""
     of_schemes = {scheme: _alike(QuantizationPlan(dtype, scheme).format_of) for scheme in SCHEMES}
     if stored:
         plain = of_schemes["none"]
         of_schemes = {AS_STORED: lambda name: stored.get(name) or plain(name), **of_schemes}
-    weights = tuple(_weights(spec, kept, scheme, format_of) for scheme, format_of in of_schemes.items())
-    return Memory(dtype, spec.max_position_embeddings, weights, tuple(_cache(spec, d) for d in get_args(KVCacheDType)))
+    return of_schemes
 
 
 def _alike(format_of: Callable[[str], WeightFormat]) -> Callable[[str], WeightFormat]:

@@ -18,6 +18,7 @@ from moesaic.adapt.parts import PARTS, guessed_part, named_together, part_of
 from moesaic.adapt.recognise import Identity, counted, dtype_of, identify, read_spec_of, stated
 from moesaic.adapt.survey import Problem, Survey, survey
 from moesaic.core.errors import MoesaicError
+from moesaic.core.formats import WeightFormat
 from moesaic.models.naming import rules_of
 from moesaic.models.parameters import parameter_shapes
 from moesaic.models.registry import Architecture
@@ -170,6 +171,13 @@ def report_on(found: Survey, arch: str | None = None) -> Report:
     )
 
 
+def accounts_of(found: Survey, arch: str | None = None) -> Accounting | None:
+    """Which tensor fills which parameter; None where no spec says what there is to fill."""
+    _, architecture = identify(found.config, arch)
+    spec, _ = read_spec_of(found, architecture, arch)
+    return None if spec is None or architecture is None else _accounts(architecture, spec, found)
+
+
 def _accounts(architecture: Architecture, spec: ModelSpec, found: Survey) -> Accounting | None:
     try:
         rules = rules_of(architecture, spec, found.naming)
@@ -250,13 +258,14 @@ def _dtypes(found: Survey) -> dict[str, int]:
 
 
 def _memory(found: Survey, spec: ModelSpec | None, accounts: Accounting | None) -> Memory | None:
-    if spec is None:
-        return None
-    stored = {}
-    if found.formats and accounts is not None:
-        copies = accounts.plan.copies
-        stored = {c.target: found.formats[c.source] for c in copies if c.source in found.formats}
-    return memory_of(spec, dtype_of(found), stored)
+    return None if spec is None else memory_of(spec, dtype_of(found), stored_formats(found, accounts))
+
+
+def stored_formats(found: Survey, accounts: Accounting | None) -> dict[str, WeightFormat]:
+    """Parameters that the checkpoint holds as codes, and their formats; `accounts` as of `accounts_of`."""
+    if not found.formats or accounts is None:
+        return {}
+    return {c.target: found.formats[c.source] for c in accounts.plan.copies if c.source in found.formats}
 
 
 def _remarks(found: Survey) -> list[str]:

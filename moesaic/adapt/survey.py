@@ -18,7 +18,10 @@ from moesaic.core.formats import WeightFormat
 from moesaic.models.config_reader import read_config
 from moesaic.weights.codecs import decoded
 from moesaic.weights.codecs.codes import is_coded
+from moesaic.weights.containers import torch_file
 from moesaic.weights.containers.safetensors import survey_header
+from moesaic.weights.layouts.directories import tensor_name
+from moesaic.weights.layouts.files import holds_weights
 from moesaic.weights.rules import Index
 from moesaic.weights.sources import OPENERS, Source
 from moesaic.weights.tensors import TensorInfo
@@ -35,7 +38,10 @@ FOREIGN = {
     ".tar": "archive", ".zip": "archive", ".gz": "archive", ".mlmodel": "Core ML", ".ot": "rust-bert",
     ".llamafile": "llamafile", ".ggml": "GGML (before GGUF)", ".exl2": "ExLlama", ".keras": "Keras",
 }  # fmt: skip
-HEADERS: dict[str, Callable[[str], tuple[Mapping[str, TensorInfo], str]]] = {".safetensors": survey_header}
+HEADERS: dict[str, Callable[[str], tuple[Mapping[str, TensorInfo], str]]] = {
+    ".safetensors": survey_header,
+    **dict.fromkeys(torch_file.SUFFIXES, lambda path: (torch_file.read_header(path), "")),
+}
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,7 @@ def survey(path: str) -> Survey:
             weights, formats = floats.tensors, _formats(floats)
     except MoesaicError as e:
         problems.append(Problem("config.json", str(e)))
-    files = sorted({os.path.relpath(info.file, path) for info in source.tensors.values()})
+    files = sorted({os.path.relpath(file, path) for info in source.tensors.values() for file in info.files})
     stored = (source.tensors, weights, source.naming, method, formats)
     return Survey(path, kind, config, *stored, tuple(files), tuple(problems))
 
@@ -179,11 +185,12 @@ def _survey_files(path: str, problems: list[Problem]) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     for file in _files(path):
         header = HEADERS.get(os.path.splitext(file)[1])
-        if header is None:
+        if header is None or not holds_weights(os.path.basename(file)):
             continue
         where = os.path.relpath(file, path)
         try:
-            found, damage = header(file)
+            by_key, damage = header(file)
+            found = {tensor_name(where, key): info for key, info in by_key.items()}
         except MoesaicError as e:
             problems.append(Problem(where, str(e)))
             continue

@@ -34,7 +34,7 @@ class EngineArgs:
     chat_template: str | None = arg(None, "file of a Jinja chat template, instead of the tokenizer's own")
     load_format: str = arg(
         "auto",
-        "where weights come from; dummy makes seeded random ones",
+        "what weights are kept as (docs/formats.md); dummy makes seeded random ones",
         choices=("auto", "safetensors", "bin", "directories", "hdf5", "deepspeed", "megatron", "dummy"),
     )
     dtype: str = arg(

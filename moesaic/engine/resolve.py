@@ -132,7 +132,7 @@ def resolve(args: EngineArgs) -> Resolved:
     device = _device(args.device)
     # What transformers computes, torch computes: only its experts are the kernels'.
     who = "reference" if isinstance(spec, ForeignSpec) else args.moe_backend
-    dtype = args.dtype if args.dtype != "auto" else _auto_dtype(_checkpoint_dtype(raw), device, who)
+    dtype = args.dtype if args.dtype != "auto" else _auto_dtype(checkpoint_dtype(raw), device, who)
     whole_prompts = isinstance(spec, ForeignSpec) and spec.whole_prompts
     if whole_prompts:
         logger.info(
@@ -235,8 +235,10 @@ def _download(repo: str, revision: str | None, download_dir: str | None) -> str:
 
     try:
         files = HfApi().model_info(repo, revision=revision, timeout=HUB_SECONDS).siblings or []
-        weights = "*.safetensors" if any(f.rfilename.endswith(".safetensors") for f in files) else "*.bin"
-        wanted = ["*.json", "*.jinja", "*.model", "*.txt", weights]
+        kinds = {os.path.splitext(f.rfilename)[1] for f in files}
+        weights = next((kind for kind in (".safetensors", ".bin") if kind in kinds), None)
+        others = [".pt", ".pth", ".h5", ".hdf5"] if weights is None else [weights]
+        wanted = ["*.json", "*.jinja", "*.model", "*.txt", "*latest", *(f"*{kind}" for kind in others)]
         return snapshot_download(repo, revision=revision, cache_dir=download_dir, allow_patterns=wanted)
     except Exception as error:  # whatever the hub client raises, the user's next step is the same
         refusal = ConfigError(f"model {repo!r} is no folder here, and the Hugging Face hub did not give it: {error}")
@@ -250,7 +252,7 @@ def _download(repo: str, revision: str | None, download_dir: str | None) -> str:
         return cached
 
 
-def _checkpoint_dtype(config: dict[str, Any]) -> str:
+def checkpoint_dtype(config: dict[str, Any]) -> str:
     """The dtype that config.json states (transformers 5 `dtype`, 4 `torch_dtype`); float32 when it states none."""
     text = config.get("text_config")
     found = [part.get(key) for part in (config, text) if isinstance(part, dict) for key in ("dtype", "torch_dtype")]

@@ -79,7 +79,10 @@ def read_config(path: str) -> dict[str, Any]:
     file = os.path.join(path, "config.json")
     config = _read_json(file)
     if config is None:
-        raise CheckpointError(f"model folder {path!r} holds no config.json")
+        raise CheckpointError(
+            f"model folder {path!r} holds no config.json, which says what weights compute: put the one of the model's "
+            "Hugging Face layout there"
+        )
     return config
 
 

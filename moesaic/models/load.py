@@ -133,6 +133,10 @@ def load_native(
     )
     model: LanguageModel
     if isinstance(spec, ClassSpec):
+        if source is not None and source.naming != "hf":
+            raise UnsupportedError(
+                f"{config.path}: a hand-written model takes its weights by its own names, not by {source.naming}'s"
+            )
         model = _load_class(config, architecture, spec, ctx, replace(plan, everywhere=True), source, block_size)
     else:
         model = Decoder(spec, ctx)

@@ -136,7 +136,9 @@ def _expected_shapes(places: Mapping[str, list[Place]]) -> dict[str, Shape]:
         for place in options:
             parts[place.source].append((place.index, place.shape))
             if place.rows:
-                parts[place.source].append(((place.rows - 1,), place.shape))
+                some = place.index and isinstance(place.index[0], slice)  # of its rows; or one of them
+                last: Index = (slice(0, place.rows),) if some else (place.rows - 1,)
+                parts[place.source].append((last, place.shape))
     return {source: whole_shape(found) for source, found in parts.items()}
 
 

@@ -14,6 +14,7 @@ from functools import cache
 from typing import Any
 
 VARIABLES = {"l": "[0-9]+", "e": "[0-9]+", "any": ".+"}  # what these stand for in a template; others are words
+NUMBERS = re.compile(r"(?<![^.])((?:(?:layer|expert|block)s?[_-])?)\d+(?![^.])")
 Index = tuple["int | slice", ...]  # which part of a tensor, as torch indexes it; () is all of it
 Shape = tuple[int, ...]
 NONE: Mapping[str, Shape] = {}
@@ -80,6 +81,8 @@ class Rule:
         after: the target is the rows of the source that follow those of these parameters; () for the first ones, None
             where the source holds no more than the target.
         turns: `(first, count, every)`: of every so many rows of the source, the target has so many, from the first on.
+        padded: the source may have more rows behind the target's, which stand for nothing.
+        rows: of such a source, once it is known (`settled`).
         every, offset: number l of the source's layers is number every * l + offset of the target's.
         optional: as of Place.
     """
@@ -97,6 +100,8 @@ class Rule:
     start: int = 0
     after: tuple[str, ...] | None = None
     turns: tuple[int, int, int] | None = None
+    padded: bool = False
+    rows: int = 0
     every: int = 1
     offset: int = 0
     optional: bool = False
@@ -124,18 +129,23 @@ class Rule:
             index.append(slice(number * stored[0], (number + 1) * stored[0]) if self.flat else number)
         if self.parts > 1 and view is None:
             index.append(slice(self.part * shape[0], (self.part + 1) * shape[0]))
+        if self.rows:
+            index.append(slice(0, shape[0]))
         if self.start or self.after is not None:
             before = (parameters[template.format(**variables)][0] for template in self.after or ())
             start = self.start + sum(before)
             index.append(slice(start, start + shape[0]))
-        return Place(source, tuple(index), stored, view, self.optional, self.row)
+        return Place(source, tuple(index), stored, view, self.optional, self.row or self.rows)
 
     def settled(self, name: str, shape: Shape, tensors: Mapping[str, Shape]) -> "Rule":
-        """The same rule, and whether the source of parameter `name` is transposed, as these tensors of a checkpoint
-        have it."""
+        """The same rule, and whether the source of parameter `name` is transposed, or how many rows it has, as these
+        tensors of a checkpoint have it."""
         found = _pattern(self.target).fullmatch(name)
-        if found is None or not self.either:
+        if found is None or not (self.either or self.padded):
             return self
+        if self.padded:
+            rows = tensors.get(self.source.format(**found.groupdict()), shape)[:1]
+            return replace(self, padded=False, rows=max(shape[0], *rows))
         as_is = shape[0] * self.parts, *shape[1:]
         stored = tensors.get(self.source.format(**found.groupdict()), as_is)[-len(as_is) :]
         return replace(self, either=False, transposed=stored != as_is)
@@ -265,8 +275,9 @@ class RuleBook:
 
 
 def numberless(name: str) -> str:
-    """The name with each number replaced by `#`: what tensors of different layers and experts share."""
-    return re.sub(r"(?<![^.])\d+(?![^.])", "#", name)
+    """The name with each number replaced by `#`, also in `layer_3` and `expert_3`: what tensors of different layers and
+    experts share."""
+    return NUMBERS.sub(r"\1#", name)
 
 
 def whole_shape(parts: Sequence[tuple[Index, Shape]]) -> Shape:

@@ -15,16 +15,13 @@ from moesaic.kernels.cpu.matmul import PackedExperts
 from moesaic.kernels.reference_moe import ACTIVATIONS, activate_gated, linear
 from moesaic.kernels.registry import kernel
 from moesaic.layers.base import Layer
-from moesaic.weights.rules import numberless
-from moesaic.worker.findings import Finding, RouterState, WeightNote
+from moesaic.worker.findings import Finding, RouterState
+from moesaic.worker.weight_notes import ABSURD_EXPERT, Weights
 
 if TYPE_CHECKING:
     from moesaic.worker.watch import Sight
 
-ABSURD = 16.0  # times the neighbours' median, or a part of it: no trained expert stands so far apart
-MOST_NEIGHBOURS = 12
 LAYER = r"(?:^|\.)(\d+)(?:\.|$)"  # the first number of a path
-PIECE = 1 << 22  # numbers of a weight that are looked at together
 PRODUCTS = ("linear", "gated_linear", "activated_linear")
 DAMAGED = "The weight is damaged, in the checkpoint or since: get it, or convert it, anew"
 WORDS = {  # what an operation gives, by which of its outputs; "" for what its module is called
@@ -63,12 +60,13 @@ class Examiner:
     """Knows a model's weights by name, and judges calls of its kernels.
 
     Attributes:
+        weights: all of them.
         routers: path of each router that was asked in this step -> its logits `[T, E]`, ids and weights `[T, k]`.
     """
 
     def __init__(self, model: Any) -> None:
         self.routers: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        self._views: dict[str, Any] = dict(model.named_views())
+        self.weights = Weights(dict(model.named_views()))
 
     @staticmethod
     def name_of(path: str, op: str, part: int) -> str:
@@ -100,20 +98,9 @@ class Examiner:
             advice=found.advice,
             router=state,
             expert_norms=found.expert_norms or {},
-            weights=[self.note(name) for name in found.names],
+            weights=[self.weights.note(name) for name in found.names],
             before=before,
             position=position,
-        )
-
-    def note(self, name: str) -> WeightNote:
-        """A weight beside its neighbours: the same in other layers and experts."""
-        nonfinite, first, rms = _measured(self._views[name])
-        pattern, own = numberless(name), _numbers(name)
-        same = [other for other in self._views if other != name and numberless(other) == pattern]
-        same.sort(key=lambda other: sum(a != b for a, b in zip(own, _numbers(other), strict=True)))
-        others = sorted(r for other in same[:MOST_NEIGHBOURS] if isfinite(r := _measured(self._views[other])[2]))
-        return WeightNote(
-            name=name, nonfinite=nonfinite, first=first, rms=rms, usual=others[len(others) // 2] if others else None
         )
 
     def _cause(self, sight: "Sight", row: int) -> Cause:
@@ -203,9 +190,9 @@ class Examiner:
         weight = matrix[column] if isinstance(matrix, Tensor) else matrix.unpack(column, 1)[0]
         largest, exact = float(x.abs().max()), float((x.double() @ weight.double()).abs())
         names = () if name is None else (name,)
-        note = self.note(name) if name is not None else None
+        note = self.weights.note(name) if name is not None else None
         if not weight.isfinite().all() or (note is not None and note.nonfinite):
-            where = "" if note is None else f": {note.nonfinite} in {name}, the first at {list(note.first or ())}"
+            where = "" if note is None else f": {note.spoilt}"
             cause, advice = f"the weight has numbers that are not finite{where}", DAMAGED
         elif bias is not None and not bias.isfinite().all():
             cause, advice = "its bias has numbers that are not finite", DAMAGED
@@ -213,7 +200,7 @@ class Examiner:
             cause, advice = "it was given numbers that are not finite", "See what comes before it"
         else:
             cause, advice = f"overflow: it gives {exact:.4g}, and {_ends(dtype)}", instead or _advice(dtype)
-            if note is not None and note.ratio is not None and note.ratio > ABSURD:
+            if note is not None and note.ratio is not None and note.ratio > ABSURD_EXPERT:
                 cause += f"; {name} is {note.ratio:.3g} times as large as its neighbours"
                 advice = "The weight looks damaged, for instance by a wrong scale of a quantised group: convert it anew"
         return Cause(op=op, cause=cause, advice=advice, largest=largest, exact=exact, names=names)
@@ -223,13 +210,11 @@ class Examiner:
         site = sight.site
         op = _relative(site.path, "")
         name = self.name_of(op, site.op, sight.part)
-        bad = [n for n in self._small(site) if _measured(self._views[n])[0]]
+        bad = [n for n in self._small(site) if self.weights.measure(n).nonfinite]
         if bad:
-            nonfinite, first, _ = _measured(self._views[bad[0]])
-            expert = first[0] if first is not None and len(first) > 2 else None
-            cause = (
-                f"the weight has numbers that are not finite: {nonfinite} in {bad[0]}, the first at {list(first or ())}"
-            )
+            note = self.weights.note(bad[0])
+            expert = note.first[0] if note.first is not None and len(note.first) > 2 else None
+            cause = f"the weight has numbers that are not finite: {note.spoilt}"
             return Cause(op=name, cause=cause, advice=DAMAGED, expert=expert, names=tuple(bad))
         given = [float(a.abs().max()) for a in sight.args if _is_rows(a)]
         largest = max((peak for peak in given if isfinite(peak)), default=None)
@@ -249,17 +234,17 @@ class Examiner:
     def _small(self, site: Any) -> Iterator[str]:
         """Canonical names of the weights that a module itself holds."""
         if site.op == "embed":
-            yield from (name for name in (f"{site.path}.weight",) if name in self._views)
+            yield from (name for name in (f"{site.path}.weight",) if name in self.weights)
         elif site.op == "module" or isinstance(site.module, Layer):
             for name, _ in site.module.named_parameters(recurse=False):
-                if f"{site.path}.{name}" in self._views:
+                if f"{site.path}.{name}" in self.weights:
                     yield f"{site.path}.{name}"
 
     def _name(self, path: str, part: str) -> str | None:
         """The canonical name of a weight in a module: its own, or that of a part which stands beside it."""
         beside = path.rpartition(".")[0]
         for name in (f"{path}.{part}.weight" if part else f"{path}.weight", f"{beside}.{part}.weight"):
-            if name in self._views:
+            if name in self.weights:
                 return name
         return None
 
@@ -326,34 +311,6 @@ def _first_bad(numbers: Tensor) -> int:
     return int((~numbers.isfinite()).nonzero()[0, -1])
 
 
-def _measured(view: Any) -> tuple[int, tuple[int, ...] | None, float]:
-    """Of a weight: how many numbers are not finite, where the first is, and the root mean square of the others."""
-    nonfinite, first, squares, count, start = 0, None, 0.0, 0, 0
-    for piece in _pieces(view):
-        good = piece.isfinite()
-        if not good.all():
-            if first is None:
-                place = (~good).nonzero()[0].tolist()
-                first = (place[0] + start, *place[1:])
-            nonfinite += int((~good).sum())
-            piece = piece[good]
-        squares += float(piece.double().square().sum())
-        count, start = count + piece.numel(), start + len(good)
-    return nonfinite, first, (squares / count) ** 0.5 if count else 0.0
-
-
-def _pieces(view: Any) -> Iterator[Tensor]:
-    """A weight, some rows at a time, as numbers."""
-    view = getattr(view, "first", view)  # of two that take the same, one
-    rows = max(1, PIECE // max(1, view.shape.numel() // view.shape[0])) if isinstance(view, Tensor) else 0
-    if isinstance(view, Tensor):
-        yield from (piece.detach() for piece in view.split(rows))
-        return
-    rows = max(1, PIECE // view.shape[1])
-    for start in range(0, view.shape[0], rows):
-        yield view.rows(start, min(start + rows, view.shape[0])).unpack()
-
-
 def _is_rows(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1 and value.numel() > 0
 
@@ -366,10 +323,6 @@ def _advice(dtype: torch.dtype) -> str:
     if dtype is torch.float16:
         return "Run it with --dtype bfloat16 or float32"
     return "No dtype holds this: see the weights before it, their scales, and whether something there must be clamped"
-
-
-def _numbers(name: str) -> list[str]:
-    return [part for part in name.split(".") if part.isdecimal()]
 
 
 def _number(pattern: str, path: str) -> int | None:

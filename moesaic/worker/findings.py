@@ -49,12 +49,34 @@ class WeightNote:
         """Its root mean square over the usual one."""
         return None if not self.usual else self.rms / self.usual
 
+    @property
+    def spoilt(self) -> str:
+        """What of it is not finite."""
+        return f"{self.nonfinite} in {self.name}, the first at {list(self.first or ())}"
+
     def __str__(self) -> str:
         if self.nonfinite:
             return f"{self.name}: {self.nonfinite} numbers are not finite, the first at {list(self.first or ())}"
         if self.ratio is None:
             return f"{self.name}: rms {self.rms:.3g}"
         return f"{self.name}: rms {self.rms:.3g}, {self.ratio:.3g} times the median of its neighbours"
+
+
+@dataclass(frozen=True)
+class WeightFault:
+    """A weight that no training leaves behind.
+
+    Attributes:
+        name: canonical.
+        kind: "not finite", "absurd norm", "zero" or "duplicate".
+    """
+
+    name: str
+    kind: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.text}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +134,7 @@ class Finding:
     def details(self) -> list[str]:
         """What else was seen, a line each."""
         lines = [] if self.largest is None else [f"largest input {self.largest:.4g}, computed in {self.dtype}"]
-        if self.exact is not None:
+        if self.exact is not None and isfinite(self.exact):
             lines.append(f"in float64 its largest output is {self.exact:.4g}")
         if self.router is not None:
             lines.append(f"router: {self.router}")

@@ -21,6 +21,7 @@ from moesaic.layers.kv_cache import TiledCache
 from moesaic.layers.moe_paged_attention import MoEPagedAttention
 from moesaic.worker.causes import Examiner
 from moesaic.worker.findings import Finding
+from moesaic.worker.weight_notes import Weights
 
 logger = get_logger(__name__)
 
@@ -87,6 +88,11 @@ class Watch:
             self._replace_kernels(model)
         else:  # what transformers computes
             self._hook(model.model)
+
+    @property
+    def weights(self) -> Weights:
+        """The model's, by name."""
+        return self._examiner.weights
 
     def begin(self, batch: Batch) -> None:
         """A step starts."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -265,8 +266,6 @@ def test_it_is_written_as_json(damaged):
         tensors[EXPERT.format(5, "down")][7, 3] = float("nan")
 
     finding = the_finding(engine_of(damaged(change)), PROMPTS[:1])
-    from dataclasses import asdict
-
     assert "layers.1.mlp.experts.5.down.weight" in json.dumps(asdict(finding))
     assert any("router: logits from" in line for line in finding.details())
     assert any("norm of the expert's output nan" in line for line in finding.details())

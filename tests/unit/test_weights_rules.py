@@ -161,6 +161,7 @@ def test_whole_shape_is_what_the_parts_cover():
 
 def test_numberless():
     assert numberless("layers.12.mlp.experts.3.w1.weight") == "layers.#.mlp.experts.#.w1.weight"
+    assert numberless("layer_12.expert_3.fc_1.weight") == "layer_#.expert_#.fc_1.weight"
 
 
 def test_a_checkpoint_that_fits_fills_everything_once():

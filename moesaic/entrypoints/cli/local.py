@@ -11,12 +11,17 @@ from moesaic.engine.args import EngineArgs
 from moesaic.engine.frontend import Prompt
 
 
+def quiet(level: str) -> None:
+    """Log from this level on, unless the environment says otherwise."""
+    os.environ.setdefault("MOESAIC_LOG_LEVEL", level)
+    setup_logging()
+
+
 class LocalModel:
     """Loads on construction; raises ConfigError or CheckpointError."""
 
     def __init__(self, args: EngineArgs) -> None:
-        os.environ.setdefault("MOESAIC_LOG_LEVEL", "WARNING")  # the answer is what one wants to read
-        setup_logging()
+        quiet("WARNING")  # the answer is what one wants to read
         from moesaic.engine.llm_engine import LLMEngine
 
         self.engine = LLMEngine.from_engine_args(args)

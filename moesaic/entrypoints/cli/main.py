@@ -18,6 +18,8 @@ VERBS = {
     "chat": ("moesaic.entrypoints.cli.chat", "Talk with a model, in this process or on a server."),
     "models": ("moesaic.entrypoints.cli.models", "List the architectures that can be served."),
     "inspect": ("moesaic.entrypoints.cli.inspect", "Say what a checkpoint is, what it takes, and what is wrong."),
+    "plan": ("moesaic.entrypoints.cli.plan", "Say whether a model fits, how fast it will be, and the flags to use."),
+    "diagnose": ("moesaic.entrypoints.cli.diagnose", "Find where a model's numbers stop being finite, and why."),
     "adapt": ("moesaic.entrypoints.cli.adapt", "Draft the description of an unknown architecture."),
     "bench": ("moesaic.entrypoints.cli.bench", "Measure how fast a model runs here."),
 }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from moesaic.core.keys import KeyReader
 from moesaic.weights.codecs.encoded import Codec, Encoded, Parts, StoredAs
 from moesaic.weights.codecs.gptq import bits_of, group_of
-from moesaic.weights.codecs.integers import Integers, IntegerWeight, packed_format, unpack
+from moesaic.weights.codecs.integers import Integers, IntegerWeight, packed_format
 from moesaic.weights.codecs.parts import SCALES, Tensors, check, gather, matrix, require
 
 if TYPE_CHECKING:
@@ -84,18 +84,20 @@ class AwqWeight(IntegerWeight):
 
         scales = parts.hold(self.parts["scales"])[:, start:stop].float().T.numpy()
         zeros = self._rows(parts, "qzeros", start, stop)
-        return Integers(
-            self._rows(parts, "qweight", start, stop), np.ascontiguousarray(scales), zeros.astype(np.float32)
-        )
+        codes = self._rows(parts, "qweight", start, stop)
+        return Integers(codes, np.ascontiguousarray(scales), zeros.astype(np.float32))
 
     def _rows(self, parts: Parts, kind: str, start: int, stop: int) -> "Array":
         """`[rows, n]` uint8, of `[n, out * bits / 32]` words."""
         import numpy as np
 
-        order = ORDER[self.stored.bits]
-        each = len(order)
-        first = start // each
-        words = parts.hold(self.parts[kind]).numpy()[:, first : -(-stop // each)]
-        codes = unpack(words, self.stored.bits).reshape(len(words), -1, each)[:, :, np.argsort(order)]
-        rows = codes.reshape(len(words), -1)[:, start - first * each : stop - first * each]
-        return np.ascontiguousarray(rows.T)
+        bits, order = self.stored.bits, ORDER[self.stored.bits]
+        each, first = len(order), start // len(order)
+        words = parts.hold(self.parts[kind]).numpy()[:, first : -(-stop // each)].T
+        octets = np.ascontiguousarray(words).view(np.uint8).reshape(*words.shape, 4)
+        codes = np.empty((len(words), each, words.shape[1]), np.uint8)
+        for place, row in enumerate(order):
+            octet, shift = divmod(place * bits, 8)
+            np.right_shift(octets[:, :, octet], np.uint8(shift), out=codes[:, row])
+        codes &= np.uint8((1 << bits) - 1)
+        return codes.reshape(len(words) * each, -1)[start - first * each : stop - first * each]

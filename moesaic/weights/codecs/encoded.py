@@ -66,6 +66,7 @@ class Parts:
     def __init__(self, source: Source) -> None:
         self._source = source
         self._held: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._held_bytes = 0
         self._lock = threading.Lock()
 
     def read(self, name: str, index: Index = ()) -> "torch.Tensor":
@@ -87,9 +88,11 @@ class Parts:
                 return self._held[name]
         tensor = self.read(name)
         with self._lock:
-            self._held[name] = tensor
-            while len(self._held) > 1 and sum(t.nbytes for t in self._held.values()) > HELD_BYTES:
-                self._held.popitem(last=False)
+            if name not in self._held:  # another thread may have been faster
+                self._held[name] = tensor
+                self._held_bytes += tensor.nbytes
+            while len(self._held) > 1 and self._held_bytes > HELD_BYTES:
+                self._held_bytes -= self._held.popitem(last=False)[1].nbytes
         return tensor
 
 

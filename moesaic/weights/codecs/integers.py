@@ -58,8 +58,8 @@ class IntegerWeight(Encoded):
         values = found.codes.astype(np.float32)
         half = np.float32(1 << (self.stored.bits - 1))
         if found.group_of is not None:
-            values -= half if found.zeros is None else found.zeros[:, found.group_of]
-            values *= found.scales[:, found.group_of]
+            values -= half if found.zeros is None else np.take(found.zeros, found.group_of, axis=1)
+            values *= np.take(found.scales, found.group_of, axis=1)
             return values
         for first, last, groups in _even_parts(cols, self.stored.group or cols, found.scales.shape[1]):
             part = values[:, first:last].reshape(
