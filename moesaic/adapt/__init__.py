@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from moesaic.adapt.diagnosis import Diagnosis, diagnose
     from moesaic.adapt.draft.drafting import Draft, adapt
     from moesaic.adapt.planning import Plan, plan
+    from moesaic.adapt.proof.results import Verification
+    from moesaic.adapt.proof.run import record, verify
     from moesaic.adapt.report import Report, inspect
     from moesaic.adapt.survey import Survey
 
@@ -24,6 +26,9 @@ _WHERE = {
     "Report": "moesaic.adapt.report",
     "inspect": "moesaic.adapt.report",
     "Survey": "moesaic.adapt.survey",
+    "Verification": "moesaic.adapt.proof.results",
+    "record": "moesaic.adapt.proof.run",
+    "verify": "moesaic.adapt.proof.run",
 }
 __all__ = [
     "Diagnosis",
@@ -31,10 +36,13 @@ __all__ = [
     "Plan",
     "Report",
     "Survey",
+    "Verification",
     "adapt",
     "diagnose",
     "inspect",
     "plan",
+    "record",
+    "verify",
 ]
 
 

@@ -21,6 +21,7 @@ VERBS = {
     "plan": ("moesaic.entrypoints.cli.plan", "Say whether a model fits, how fast it will be, and the flags to use."),
     "diagnose": ("moesaic.entrypoints.cli.diagnose", "Find where a model's numbers stop being finite, and why."),
     "adapt": ("moesaic.entrypoints.cli.adapt", "Draft the description of an unknown architecture."),
+    "verify": ("moesaic.entrypoints.cli.verify", "Prove that a checkpoint computes here what its reference does."),
     "bench": ("moesaic.entrypoints.cli.bench", "Measure how fast a model runs here."),
 }
 
