@@ -39,7 +39,13 @@ class PartOf:
 
 
 def decoder(
-    path: str, architecture: Architecture, whole: ModelSpec, spec: ModelSpec, accounts: Accounts, dtype: str, backend: str
+    path: str,
+    architecture: Architecture,
+    whole: ModelSpec,
+    spec: ModelSpec,
+    accounts: Accounts,
+    dtype: str,
+    backend: str,
 ) -> Decoder:
     """A loaded decoder.
 
@@ -58,7 +64,8 @@ def decoder(
     for module in model.modules():
         if isinstance(module, Layer):
             module.loaded()
-    return model.eval()
+    model.eval()
+    return model
 
 
 def available_memory() -> int:

@@ -52,12 +52,14 @@ class Model(Protocol):
     Attributes:
         name: what it is, and whose code.
         shares: what it has in common with the engine, in words.
-        num_layers: that `run` tells of.
     """
 
     name: str
     shares: str
-    num_layers: int
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that `run` tells of."""
 
     def apply(self, probe: Probe) -> Tensor | None:
         """The output of a probe; None where the experts of this architecture cannot be called alone."""

@@ -1,6 +1,7 @@
 """Stages 1 to 3: the engine's model against what a reference left behind."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -82,16 +83,9 @@ def fixed_routes(engine: OurModel, probes: Sequence[Probe], reference: str, tole
         if probe.output is None:
             continue
         ours = engine.apply(probe)
-        wrong = by_token(ours, probe.output) > tolerance
-        comparisons.append(
-            Comparison(
-                "experts",
-                engine.layer_of_moe[probe.moe],
-                difference(ours, probe.output),
-                tolerance,
-                tokens=_share(wrong),
-            )
-        )
+        wrong = ~(by_token(ours, probe.output) <= tolerance)
+        layer, far = engine.layer_of_moe[probe.moe], difference(ours, probe.output)
+        comparisons.append(Comparison("experts", layer, far, tolerance, wrong=int(wrong.sum()), tokens=len(wrong)))
     tried = f"{len(comparisons)} layers, {len(probes[0].hidden) if probes else 0} tokens each"
     return _stage(2, comparisons, reference, tried, skipped=_why_skipped(probes))
 
@@ -102,17 +96,17 @@ def _why_skipped(probes: Sequence[Probe]) -> str:
     return "this architecture's experts cannot be called alone in the reference: stage 3 compares the whole block"
 
 
-def layer_by_layer(
-    engine: OurModel, prompts: Sequence[Prompt], reference: str, dtype: str, tolerance: float
-) -> Stage:
+def layer_by_layer(engine: OurModel, prompts: Sequence[Prompt], reference: str, dtype: str, tolerance: float) -> Stage:
     """Stage 3: each layer is given what the reference's layer was given."""
     comparisons: dict[tuple[int | None, str], Comparison] = {}
 
     def note(found: Comparison) -> None:
+        """The largest difference of all prompts, and the tokens of all."""
         key = found.layer, found.op
-        held = comparisons.get(key)
-        if held is None or not found.difference <= held.difference:
-            comparisons[key] = found
+        held = comparisons.setdefault(key, found)
+        if held is not found:
+            worse = found if not found.difference <= held.difference else held
+            comparisons[key] = replace(worse, wrong=held.wrong + found.wrong, tokens=held.tokens + found.tokens)
 
     for prompt in (p for p in prompts if p.inputs):
         note(Comparison("embedding", None, difference(engine.embed(prompt.tokens), prompt.inputs[0]), tolerance))
@@ -120,10 +114,10 @@ def layer_by_layer(
             for found in _layer(i * engine.group, prompt.inputs[i], ours, theirs, dtype, tolerance):
                 note(found)
         note(Comparison("head", None, difference(engine.head(prompt.inputs[-1]), prompt.logits), tolerance))
-    found = _without_other_layouts(list(comparisons.values()))
-    layers = len({c.layer for c in found if c.layer is not None})
+    kept = _without_other_layouts(list(comparisons.values()))
+    layers = len({c.layer for c in kept if c.layer is not None})
     tokens = sum(len(p.tokens) for p in prompts if p.inputs)
-    return _stage(3, found, reference, f"{layers} layers, {tokens} tokens", skipped="the reference tells of no layer")
+    return _stage(3, kept, reference, f"{layers} layers, {tokens} tokens", skipped="the reference tells of no layer")
 
 
 def _layer(
@@ -138,7 +132,15 @@ def _layer(
         near = share <= FLIPS[dtype] and ours["chosen experts"].shape == theirs["chosen experts"].shape
         flipped = other if near else None
         comparisons.append(
-            Comparison("chosen experts", index, share, FLIPS[dtype] if near else 0.0, counts=False, tokens=_share(other))
+            Comparison(
+                "chosen experts",
+                index,
+                share,
+                FLIPS[dtype] if near else 0.0,
+                counts=False,
+                wrong=int(other.sum()),
+                tokens=len(other),
+            )
         )
     for op in OPS:
         if op == "chosen experts" or op not in ours or op not in theirs:
@@ -153,7 +155,15 @@ def _layer(
         counted = rows if flipped is None or op in ("attention", "router logits") else rows[~flipped]
         worst = float("nan") if bool(counted.isnan().any()) else float(counted.max()) if len(counted) else 0.0
         comparisons.append(
-            Comparison(op, index, worst, tolerance, counts=op == "layer", tokens=_share(~(rows <= tolerance)))
+            Comparison(
+                op,
+                index,
+                worst,
+                tolerance,
+                counts=op == "layer",
+                wrong=int((~(rows <= tolerance)).sum()),
+                tokens=len(rows),
+            )
         )
     return comparisons
 
@@ -188,7 +198,9 @@ def _stage(number: int, comparisons: list[Comparison], reference: str, tried: st
         lines.append(f"so {say(wrong[0])}")
     if len(wrong) > 1:
         lines.append(f"{len(wrong)} of {len(counting)} differ: {listed(wrong)}")
-    return Stage(number, "failed", reference, f"{tried}; differs first at {first.place}", tuple(lines), tuple(comparisons))
+    return Stage(
+        number, "failed", reference, f"{tried}; differs first at {first.place}", tuple(lines), tuple(comparisons)
+    )
 
 
 def suspect(comparisons: Sequence[Comparison], wrong: Comparison) -> Comparison:
@@ -202,8 +214,8 @@ def suspect(comparisons: Sequence[Comparison], wrong: Comparison) -> Comparison:
 def say(c: Comparison) -> str:
     """A difference in words."""
     if c.op == "chosen experts":
-        return f"{c.place}: {c.tokens} choose others"
-    held = f"; {c.tokens} differ" if c.tokens else ""
+        return f"{c.place}: {c.wrong} of {c.tokens} tokens go to others"
+    held = f"; {c.wrong} of {c.tokens} tokens differ" if c.tokens else ""
     return f"{c.place}: differs by {c.difference:.2g} of the largest (tolerance {c.tolerance:.0e}{held})"
 
 
@@ -211,8 +223,3 @@ def listed(comparisons: Sequence[Comparison], most: int = 6) -> str:
     """Where they are, the first few."""
     places = list(dict.fromkeys(c.place for c in comparisons))
     return ", ".join(places[:most]) + (f" and {len(places) - most} more" if len(places) > most else "")
-
-
-def _share(wrong: Tensor) -> str:
-    return f"{int(wrong.sum())} of {len(wrong)} tokens"
-

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moesaic.adapt.proof.captured import FLIPS, Prompt, by_token
-from moesaic.adapt.proof.compare import _share, say
+from moesaic.adapt.proof.compare import say
 from moesaic.adapt.proof.ours import OurModel
 from moesaic.adapt.proof.results import Comparison, Stage
 from moesaic.core.sampling_params import SamplingParams
@@ -17,6 +17,7 @@ from moesaic.models.decoder import Decoder
 
 CHUNKS = (11, 5, 1, 7)  # where a decoder is driven by hand
 TOP_SHOWN = 5
+MOST_LINES = 3  # of prompts that differ
 
 
 class Ends(Protocol):
@@ -110,7 +111,9 @@ def whole_engine(path: str, spec: Any, whole_prompts: bool, **options: Any) -> W
     return WholeEngine(llm)
 
 
-def end_to_end(ends: Ends, prompts: Sequence[Prompt], reference: str, dtype: str, tolerance: float) -> tuple[Stage, dict[str, Any]]:
+def end_to_end(
+    ends: Ends, prompts: Sequence[Prompt], reference: str, dtype: str, tolerance: float
+) -> tuple[Stage, dict[str, Any]]:
     """The stage, and what its pictures show."""
     comparisons, lines, by_position = [], [], []
     for n, prompt in enumerate(prompts):
@@ -119,14 +122,13 @@ def end_to_end(ends: Ends, prompts: Sequence[Prompt], reference: str, dtype: str
         wrong = ~(rows <= tolerance)
         # Where numbers are rounded, nearly equal experts swap places: the bulk is compared then.
         worst = float(rows.max()) if dtype == "float32" else float(rows.quantile(1 - FLIPS[dtype]))
-        comparisons.append(Comparison("logits", None, worst, tolerance, tokens=_share(wrong)))
+        comparisons.append(Comparison("logits", None, worst, tolerance, wrong=int(wrong.sum()), tokens=len(wrong)))
         if not comparisons[-1].agrees:
-            first = int(wrong.nonzero()[0])
-            lines.append(f"prompt {n}: {say(comparisons[-1])}, the first at position {first}")
+            lines.append(f"prompt {n}: {say(comparisons[-1])}, first number {int(wrong.nonzero()[0])}")
     greedy, ties = _greedy(ends, prompts, tolerance, dtype)
     comparisons.append(Comparison("greedy token", None, float(len(greedy)), 0.0, counts=True))
     total = sum(len(p.tokens) - p.start + 1 for p in prompts)
-    lines += greedy
+    lines = _few(lines, "prompts") + _few(greedy, "prompts with other tokens")
     told = f"{sum(len(p.tokens) for p in prompts)} positions, {total} greedy tokens; {ends.how}"
     told += f"; {ties} ended at a tie" if ties else ""
     worst_of = max(c.difference for c in comparisons if c.op == "logits")
@@ -136,9 +138,14 @@ def end_to_end(ends: Ends, prompts: Sequence[Prompt], reference: str, dtype: str
     return Stage(4, "failed" if failed else "passed", reference, summary, tuple(lines), tuple(comparisons)), pictures
 
 
+def _few(lines: list[str], what: str) -> list[str]:
+    """The first few, and how many more."""
+    return lines[:MOST_LINES] + ([f"and {len(lines) - MOST_LINES} more {what}"] if len(lines) > MOST_LINES else [])
+
+
 def _greedy(ends: Ends, prompts: Sequence[Prompt], tolerance: float, dtype: str) -> tuple[list[str], int]:
     """Where generated tokens are others, and how many comparisons ended where two tokens were as likely."""
-    expected = [p.tokens[p.start :] + [int(p.logits[-1].argmax())] for p in prompts]
+    expected = [[*p.tokens[p.start :], int(p.logits[-1].argmax())] for p in prompts]
     made = ends.generate([p.tokens[: p.start] for p in prompts], [len(tokens) for tokens in expected])
     lines, ties = [], 0
     for n, (prompt, wanted, got) in enumerate(zip(prompts, expected, made, strict=True)):
@@ -162,7 +169,10 @@ def _greedy(ends: Ends, prompts: Sequence[Prompt], tolerance: float, dtype: str)
 
 def _where_they_part(ends: Ends, prompts: Sequence[Prompt], by_position: list[list[float]]) -> dict[str, Any]:
     """The likeliest tokens of both, at the position where logits differ most."""
-    worst = max(((n, at) for n, row in enumerate(by_position) for at in range(len(row))), key=lambda p: _key(by_position[p[0]][p[1]]))
+    worst = max(
+        ((n, at) for n, row in enumerate(by_position) for at in range(len(row))),
+        key=lambda p: _key(by_position[p[0]][p[1]]),
+    )
     n, at = worst
     theirs, ours = prompts[n].logits[at], ends.logits(prompts[n].tokens)[at]
     sides = {

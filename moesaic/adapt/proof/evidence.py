@@ -103,11 +103,14 @@ def of_logits(oracle: OurModel, prompts: Sequence[Prompt], tolerance: float) -> 
         pair for pair, _ in counts.most_common()
     ]
     at_start = sum(at == 0 for _, at in differing)
-    lines = [f"{len(differing)} of {len(prompts)} prompts differ, first at positions {', '.join(str(at) for _, at in differing)}"]
+    places = ", ".join(str(at) for _, at in differing)
+    lines = [f"{len(differing)} of {len(prompts)} prompts differ, first at positions {places}"]
     multi = [at for trace, at in differing if len(trace.tokens) > 1]
     if at_start == 0 and len(differing) == sum(len(p.tokens) > 1 for p in prompts) and set(multi) == {1}:
         lines.append("a first token is always right, the second never: what scores tokens by their places or heads")
-        return Evidence(tuple(lines), (*OF_SCORES, "router", "experts", "norms", "model"), tuple(experts[:MOST_EXPERTS]))
+        return Evidence(
+            tuple(lines), (*OF_SCORES, "router", "experts", "norms", "model"), tuple(experts[:MOST_EXPERTS])
+        )
     if at_start == len(prompts):
         lines.append("every token differs, the first ones too: something common to all, not a single expert")
         return Evidence(tuple(lines), GENERAL, tuple(experts[:MOST_EXPERTS]), False)

@@ -52,7 +52,9 @@ def verify_foreign(
         stage, pictures = ends.end_to_end(engine, given, told, dtype, TOLERANCES[dtype])
         stages.append(stage)
         seconds = perf_counter() - start
-        return Verification(path, name, dtype, told, tuple(stages), notes=tuple(notes), seconds=seconds, pictures=pictures)
+        return Verification(
+            path, name, dtype, told, tuple(stages), notes=tuple(notes), seconds=seconds, pictures=pictures
+        )
     return Verification(path, name, dtype, told, tuple(stages), notes=tuple(notes), seconds=perf_counter() - start)
 
 

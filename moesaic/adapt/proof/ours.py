@@ -15,7 +15,7 @@ from moesaic.adapt.proof.captured import Ops, Probe, Prompt, dense_weights
 from moesaic.core.batch import Batch
 from moesaic.experts.layer import MoE
 from moesaic.experts.routing import Router, Routing
-from moesaic.layers.kv_cache import Cache, StateSpec
+from moesaic.layers.kv_cache import Cache, ExpertPagesSpec, StateSpec
 from moesaic.layers.step import Step
 from moesaic.models.decoder import Decoder, DecoderLayer
 
@@ -105,7 +105,7 @@ class OurModel:
         for spec in self.model.cache_specs():
             if isinstance(spec, StateSpec):
                 caches.append(spec.allocate(1))
-            elif hasattr(spec, "per_slot"):
+            elif isinstance(spec, ExpertPagesSpec):
                 caches.append(spec.allocate(blocks, 1, BLOCK, "cpu"))
             else:
                 caches.append(spec.allocate(blocks, BLOCK, "cpu"))
@@ -120,7 +120,7 @@ class OurModel:
 
     @property
     def _divides(self) -> bool:
-        return self.model.spec.residual == "root_mean"
+        return bool(self.model.spec.residual == "root_mean")
 
     def _root(self, layer: int) -> float:
         return float((2 * layer * self.group + 1) ** 0.5)

@@ -32,12 +32,15 @@ class HfModel:
         self.model = getattr(model, "thinker", model)  # of what speaks as well, the part that reads
         self.name = f"transformers {transformers.__version__}, {type(model).__name__} in fp32"
         self.layers = decoder_layers(self.model)
-        self.num_layers = len(self.layers)
         found = [experts_of(layer) for layer in self.layers]
         self.layer_of_moe = [i for i, experts in enumerate(found) if experts is not None]
         self.experts = [experts for experts in found if experts is not None]
 
-    @torch.inference_mode()
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def apply(self, probe: Probe) -> Tensor | None:
         experts = self.experts[probe.moe]
         if isinstance(experts, nn.ModuleList):
@@ -50,7 +53,7 @@ class HfModel:
         except (ValueError, TypeError, RuntimeError, IndexError):  # these want to be called in another way
             return None
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def run(self, tokens: list[int], trace: bool) -> Prompt:
         with self._watched(trace) as ops:
             logits = self.model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0].float().clone()
@@ -183,7 +186,9 @@ def _each(experts: nn.ModuleList, probe: Probe) -> Tensor:
         tokens, place = torch.where(probe.ids == e)
         if len(tokens):
             made = expert(probe.hidden[tokens])
-            out.index_add_(0, tokens, (made[0] if isinstance(made, tuple) else made) * probe.weights[tokens, place, None])
+            out.index_add_(
+                0, tokens, (made[0] if isinstance(made, tuple) else made) * probe.weights[tokens, place, None]
+            )
     return out
 
 
@@ -217,9 +222,9 @@ def _hooks(layer: nn.Module, ops: Ops) -> list[Any]:
         inside = experts is not None and experts in child.modules()
         if not inside and MIXER.search(f"{name} {type(child).__name__}") and "norm" not in name:
             hooks.append(child.register_forward_hook(keep("attention")))
-        elif inside and child is not experts:
-            hooks.append(child.register_forward_hook(keep("feed-forward")))
-        elif experts is None and FEED_FORWARD.search(f"{name} {type(child).__name__}") and "norm" not in name:
+        elif (inside and child is not experts) or (
+            experts is None and FEED_FORWARD.search(f"{name} {type(child).__name__}") and "norm" not in name
+        ):
             hooks.append(child.register_forward_hook(keep("feed-forward")))
     if experts is not None and not isinstance(experts, nn.ModuleList):
         hooks.append(experts.register_forward_pre_hook(asked, with_kwargs=True))

@@ -14,6 +14,9 @@ NAMES = (
 )
 
 
+SPELT = {"layer": "its output", "experts": "its experts together"}  # operations, behind their layer
+
+
 @dataclass(frozen=True)
 class Comparison:
     """How far what the engine computed is from its reference.
@@ -25,7 +28,7 @@ class Comparison:
             that differ.
         tolerance: that it was held against.
         counts: whether it decides; else it only helps to say where.
-        tokens: of how many the numbers differ, in words; "" where that says nothing.
+        wrong, tokens: how many tokens differ, of how many; 0 of 0 where that says nothing.
     """
 
     op: str
@@ -34,7 +37,8 @@ class Comparison:
     tolerance: float
     expert: int | None = None
     counts: bool = True
-    tokens: str = ""
+    wrong: int = 0
+    tokens: int = 0
 
     @property
     def agrees(self) -> bool:
@@ -42,10 +46,10 @@ class Comparison:
 
     @property
     def place(self) -> str:
-        """`layer 3, expert 7, expert`."""
+        """`layer 3, expert 7`; `layer 3, router logits`."""
         parts = [f"layer {self.layer}"] if self.layer is not None else []
-        parts += [f"expert {self.expert}"] if self.expert is not None else []
-        return ", ".join([*parts, self.op])
+        parts += [f"expert {self.expert}"] if self.expert is not None else [SPELT.get(self.op, self.op)]
+        return ", ".join(parts)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from moesaic.adapt.proof.results import NAMES, Stage, Verification
 from moesaic.adapt.proof.search import Found, search
 from moesaic.core.errors import CheckpointError, ConfigError
 from moesaic.engine.resolve import find_model
+from moesaic.kernels.cpu.library import describe
 from moesaic.models.implementation import choose_implementation
 from moesaic.models.load import read_config, spec_of
 from moesaic.models.registry import Architecture
@@ -50,6 +51,7 @@ class _Proof:
     pictures: dict[str, Any] = field(default_factory=dict)
     lone: list[Probe] = field(default_factory=list)
     fixed: list[Probe] = field(default_factory=list)
+    traced: list[Prompt] = field(default_factory=list)
     prompts: list[Prompt] = field(default_factory=list)
     alone: str = ""  # what stages 1 and 2 are held against
     layers: str = ""  # stage 3
@@ -111,7 +113,9 @@ def verify(
     proof = _Proof(path, chosen, whole, spec, accounts, arch, dtype, spec is not whole, tick)
     recorded = _recorded(reference, whole.vocab_size) if reference not in (None, HF) else None
     if recorded is not None and proof.partial:
-        raise ConfigError("--layers proves a part of the model, and a recorded reference tells of the whole: choose one")
+        raise ConfigError(
+            "--layers proves a part of the model, and a recorded reference tells of the whole: choose one"
+        )
     proof.stages.append(_timed(lambda: scan.scan(accounts, lambda name: in_layers(name, len(spec.layers)), tick)))
     found = Found()
     if proof.stages[0].status != "failed":
@@ -160,7 +164,9 @@ def record(
     if source == "engine":
         architecture, spec = spec_of(config, os.path.join(path, "config.json"), arch)
         if not isinstance(spec, ModelSpec):
-            raise ConfigError(f"{architecture.name} is a class of its own, without a plain fp32 form: record it from hf")
+            raise ConfigError(
+                f"{architecture.name} is a class of its own, without a plain fp32 form: record it from hf"
+            )
         accounts = scan.account(path, architecture, spec)
         require_memory(accounts, spec, "float32")
         model = OurModel(decoder(path, architecture, spec, spec, accounts, "float32", "reference"))
@@ -188,9 +194,7 @@ def _recorded(reference: str | None, vocab_size: int) -> Recorded:
     return load_recorded(str(reference), vocab_size)
 
 
-def _prompts_of(
-    config: dict[str, Any], path: str, file: str | None, vocab_size: int, longest: int
-) -> list[list[int]]:
+def _prompts_of(config: dict[str, Any], path: str, file: str | None, vocab_size: int, longest: int) -> list[list[int]]:
     if file is None:
         return prompts.seeded(config, vocab_size, longest)
     return prompts.from_file(file, path, vocab_size, longest)
@@ -220,15 +224,19 @@ def _ask_reference(
     proof.lone, proof.fixed = compare.lone_probes(proof.spec), compare.fixed_probes(proof.spec)
     if recorded is not None:
         proof.prompts, proof.whole_run = list(recorded.prompts), f"{recorded.path}, recorded from {recorded.source}"
-        if not fits(proof.accounts, proof.spec, "float32"):
-            proof.notes.append(
-                f"our own plain fp32 model takes {size_of(bytes_of(proof.accounts, proof.spec, 'float32'))}, and "
-                f"{size_of(available_memory())} are free: experts are not compared by themselves"
-            )
-            proof.lone, proof.fixed = [], []
-        else:
-            _ask_alone(proof, proof.oracle())
         _take_hidden(proof)
+        if fits(proof.accounts, proof.spec, "float32"):
+            oracle = proof.oracle()
+            _ask_alone(proof, oracle)
+            if not proof.traced:
+                proof.traced = [oracle.run(prompt.tokens, trace=True) for prompt in proof.prompts]
+                proof.layers = proof.alone
+            return
+        proof.lone, proof.fixed = [], []
+        proof.notes.append(
+            f"our own plain fp32 model takes {size_of(bytes_of(proof.accounts, proof.spec, 'float32'))}, and "
+            f"{size_of(available_memory())} are free: what the file does not tell of is not compared"
+        )
         return
     require_memory(proof.accounts, proof.spec, proof.dtype)
     model: Model
@@ -242,7 +250,7 @@ def _ask_reference(
         proof.notes.append("a recorded one (--reference FILE) would prove what our own plain fp32 model cannot")
         model = proof.oracle()
     _ask_alone(proof, model)
-    proof.prompts = _traced(model, given, proof.tick)
+    proof.traced = proof.prompts = _traced(model, given, proof.tick)
     proof.layers = proof.whole_run = f"{model.name}; shares {model.shares}"
     _align(proof, model)
 
@@ -252,23 +260,17 @@ def _align(proof: _Proof, model: Model) -> None:
     ours = len(proof.spec.layers)
     if ours % model.num_layers:
         proof.notes.append(f"the reference has {model.num_layers} layers and the spec {ours}: stage 3 is left out")
-        for prompt in proof.prompts:
-            prompt.inputs, prompt.ops = [], []
+        proof.traced = []
     else:
         proof.group = ours // model.num_layers
 
 
 def _take_hidden(proof: _Proof) -> None:
-    """Stage 3 by what a file tells of the layers, else by our own plain model."""
-    counts = {len(prompt.inputs) - 1 for prompt in proof.prompts if prompt.inputs}
-    ours = len(proof.spec.layers)
+    """Stage 3 by what a file tells of the layers, where it does."""
+    told = [prompt for prompt in proof.prompts if prompt.inputs]
+    counts, ours = {len(prompt.ops) for prompt in told}, len(proof.spec.layers)
     if len(counts) == 1 and min(counts) > 0 and ours % min(counts) == 0:
-        proof.group = ours // min(counts)
-        proof.layers = proof.whole_run
-        return
-    for prompt in proof.prompts:
-        prompt.inputs, prompt.ops = [], []
-    proof.layers = "the file tells of no layer"
+        proof.traced, proof.layers, proof.group = told, proof.whole_run, ours // min(counts)
 
 
 def _ask_alone(proof: _Proof, model: Model) -> None:
@@ -310,7 +312,7 @@ def _stages(proof: _Proof) -> None:
         (
             lambda: compare.one_expert(engine, proof.lone, proof.alone, tolerance),
             lambda: compare.fixed_routes(engine, proof.fixed, proof.alone, tolerance),
-            lambda: compare.layer_by_layer(engine, proof.prompts, proof.layers, proof.dtype, tolerance),
+            lambda: compare.layer_by_layer(engine, proof.traced, proof.layers, proof.dtype, tolerance),
             last,
         ),
         1,
@@ -324,6 +326,8 @@ def _stages(proof: _Proof) -> None:
 
 def _note_coverage(proof: _Proof, engine: OurModel) -> None:
     """What the prompts do not reach, so that no proof is read into it."""
+    if describe().startswith("unavailable"):
+        proof.notes.append(f"the C++ kernels are {describe()}: the engine computed with plain torch")
     if engine.moes:
         met = set()
         for prompt in proof.prompts:
@@ -348,11 +352,12 @@ def _search(proof: _Proof, seconds: float) -> Found:
     if failed.status != "failed" or failed.number == 0 or seconds <= 0:
         return Found()
     if not fits(proof.accounts, proof.spec, "float32"):
-        proof.notes.append("causes are not tried: our own plain fp32 model does not fit into memory beside nothing else")
+        proof.notes.append("causes are not tried: our own plain fp32 model does not fit into memory")
         return Found()
     proof.tick("loading our own plain fp32 model, to try causes on")
     probes = proof.lone if failed.number == 1 else proof.fixed
-    found = search(proof.oracle(), failed, probes, proof.prompts, TOLERANCES[proof.dtype], seconds, proof.tick)
+    given = proof.traced if failed.number == 3 else proof.prompts
+    found = search(proof.oracle(), failed, probes, given, TOLERANCES[proof.dtype], seconds, proof.tick)
     if found.note:
         proof.notes.append(found.note)
     return found

@@ -160,7 +160,9 @@ def _dead(seen: Mapping[str, Seen]) -> list[str]:
     ]
 
 
-def _duplicated(seen: Mapping[str, Seen], copies: Mapping[str, Copy], staging: Staging, accounts: Accounts) -> list[str]:
+def _duplicated(
+    seen: Mapping[str, Seen], copies: Mapping[str, Copy], staging: Staging, accounts: Accounts
+) -> list[str]:
     """Experts, or matrices of theirs, that are others' to the bit."""
     alike: dict[Any, list[str]] = defaultdict(list)
     for name, one in seen.items():
@@ -187,7 +189,7 @@ def _equal(staging: Staging, one: Copy, other: Copy, accounts: Accounts) -> bool
         torch.cat([p.clone() for p in _pieces(staging, accounts.source, copy, accounts.shapes[copy.target])])
         for copy in (one, other)
     )
-    return torch.equal(a, b)
+    return bool(torch.equal(a, b))
 
 
 def _far(seen: Mapping[str, Seen], shapes: Mapping[str, Shape]) -> list[str]:

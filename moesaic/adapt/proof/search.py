@@ -1,4 +1,4 @@
-"""Trying what may be wrong: hypotheses on the plain fp32 model, the likeliest first, until one makes the difference go."""
+"""Trying what may be wrong, on the plain fp32 model: the likeliest first, until one makes the difference go."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from time import perf_counter
 import torch
 
 from moesaic.adapt.proof import evidence as seen
-from moesaic.adapt.proof import hypotheses as may_be
+from moesaic.adapt.proof import spec_hypotheses, weight_hypotheses
 from moesaic.adapt.proof.captured import Probe, Prompt, by_token, difference
 from moesaic.adapt.proof.evidence import Evidence
-from moesaic.adapt.proof.hypotheses import Hypothesis
+from moesaic.adapt.proof.hypotheses import Hypothesis, moes_in
 from moesaic.adapt.proof.ours import OurModel
 from moesaic.adapt.proof.results import Cause, Stage
 
@@ -53,7 +53,8 @@ def search(
         advice = "the spec and the weights are right: it is the kernels; --moe-backend reference computes without them"
         worst = stage.worst.difference if stage.worst is not None else float("nan")
         return Found((Cause(what, worst, before, True, advice),), evidence.lines, 1)
-    end, tried, causes = perf_counter() + seconds, 0, []
+    causes: list[Cause] = []
+    end, tried = perf_counter() + seconds, 0
     for hypothesis in _ordered(oracle, evidence):
         if perf_counter() > end:
             note = f"the search for causes ended after {seconds:.0f} s and {tried} hypotheses (--search-seconds)"
@@ -100,15 +101,15 @@ def _best(causes: Sequence[Cause]) -> tuple[Cause, ...]:
 def _ordered(oracle: OurModel, evidence: Evidence) -> Iterator[Hypothesis]:
     """All hypotheses, the likeliest first."""
     model = oracle.model
-    general = may_be.of_spec(model, evidence.windows)
+    general = spec_hypotheses.of_spec(model, evidence.windows)
     of_spec = [h for kind in evidence.kinds for h in general if h.kind == kind]
     others = [h for h in general if h.kind not in evidence.kinds]
     if evidence.experts_first:
         yield from _of_experts(oracle, evidence)
     yield from of_spec
-    if may_be.moes_in(model):
-        yield from may_be.of_all_experts(model)
-        yield from may_be.of_layers(model, range(len(may_be.moes_in(model))))
+    if moes_in(model):
+        yield from weight_hypotheses.of_all_experts(model)
+        yield from weight_hypotheses.of_layers(model, range(len(moes_in(model))))
     if not evidence.experts_first:
         yield from _of_experts(oracle, evidence)
     yield from others
@@ -116,17 +117,19 @@ def _ordered(oracle: OurModel, evidence: Evidence) -> Iterator[Hypothesis]:
 
 def _of_experts(oracle: OurModel, evidence: Evidence) -> Iterator[Hypothesis]:
     """Each of the experts that explain what is seen; first what is commonest, the swap of gate and up."""
-    each = [may_be.of_expert(oracle.model, m, e) for m, e in evidence.experts]
+    each = [weight_hypotheses.of_expert(oracle.model, m, e) for m, e in evidence.experts]
     for place in range(max(map(len, each), default=0)):
         yield from (found[place] for found in each if place < len(found))
     pairs = [(a[0], a[1], b[1]) for a, b in combinations(evidence.experts, 2) if a[0] == b[0]]
     for m, a, b in pairs[:MOST_PAIRS]:
-        yield may_be.exchanged(oracle.model, m, a, b)
+        yield weight_hypotheses.exchanged(oracle.model, m, a, b)
     if len(evidence.experts) <= 8:
         for m, e in evidence.experts:
-            count = may_be.moes_in(oracle.model)[m].spec.num_experts
+            count = moes_in(oracle.model)[m].spec.num_experts
             known = {b for place, a, b in pairs if place == m and a == e}
-            yield from (may_be.exchanged(oracle.model, m, e, b) for b in range(count) if b != e and b not in known)
+            yield from (
+                weight_hypotheses.exchanged(oracle.model, m, e, b) for b in range(count) if b != e and b not in known
+            )
 
 
 def _measures(

@@ -38,7 +38,9 @@ from moesaic.core.log import setup_logging
 )
 @click.option("--layers", type=click.IntRange(min=1), metavar="N", help="prove the first N layers alone")
 @click.option("--prompts", metavar="FILE", help="lines of text, or of token ids as JSON; seeded ones by default")
-@click.option("--search-seconds", type=click.FloatRange(min=0), default=120.0, show_default=True, help="to try causes in")
+@click.option(
+    "--search-seconds", type=click.FloatRange(min=0), default=120.0, show_default=True, help="to try causes in"
+)
 @click.option("--report", metavar="FILE.html", help="write a report with pictures, one file that needs nothing else")
 @click.option("--trust-remote-code", is_flag=True, help="let the checkpoint's own code be the reference")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
