@@ -95,7 +95,8 @@ inline void store_codes(const moesaic_format& f, uint8_t* out, const float* code
 }
 
 // What stands behind the codes of a group for each column.
-inline void store_scales(const moesaic_format& f, uint8_t* out, const Groups& groups, const float* codes, int64_t n, Strip strip) {
+inline void store_scales(const moesaic_format& f, uint8_t* out, const Groups& groups, const float* codes, int64_t n,
+                         Strip strip) {
     auto* scales = reinterpret_cast<uint16_t*>(out);
     for (int r = 0; r < strip.count; ++r) {
         scales[strip.first + r] = float_to_bf16(groups.scale[r]);

@@ -10,43 +10,82 @@ namespace moesaic {
 namespace {
 
 constexpr int64_t BLOCK_BYTES = 1 << 14;
-constexpr int LANES = 4;
+constexpr int LANES = 8;
+constexpr int64_t STRIPE = LANES * 8;
 constexpr uint64_t PRIME = 0x9e3779b97f4a7c15u;  // 2^64 over the golden ratio, odd
 
-MOESAIC_INLINE uint64_t mixed(uint64_t hash, uint64_t word) {
-    hash = (hash ^ word) * PRIME;
-    return hash << 29 | hash >> 35;
-}
-
-// Lanes of a multiply-and-rotate hash, so that products overlap; and all bits together.
+// A hash in the manner of XXH3 (Collet): a lane adds the product of the halves of a keyed word, and its neighbour's word
+// as it is; keys change from stripe to stripe, and lanes are stirred at the end of every block. And all bits together.
 class Hash {
 public:
+    Hash() {
+        for (int l = 0; l < LANES; ++l) key_[l] = PRIME * uint64_t(l + 1), sum_[l] = key_[l] ^ key_[l] >> 31;
+    }
+
     void take(const uint8_t* p, int64_t bytes) {
-        int64_t i = 0;
-        for (; i + LANES * 8 <= bytes; i += LANES * 8)
-            for (int l = 0; l < LANES; ++l) add(l, p + i + l * 8, 8);
-        for (; i < bytes; i += 8) add(0, p + i, std::min<int64_t>(8, bytes - i));
+        const int64_t whole = bytes / STRIPE, rest = bytes % STRIPE;
+        stripes(p, whole, sum_, key_, bits_);
+        if (rest > 0) {
+            uint8_t last[STRIPE] = {};
+            std::memcpy(last, p + whole * STRIPE, size_t(rest));
+            stripes(last, 1, sum_, key_, bits_);
+        }
+        for (uint64_t& sum : sum_) sum = (sum ^ sum >> 29) * PRIME;
         length_ += uint64_t(bytes);
     }
 
     uint64_t value() const {
         uint64_t hash = length_ * PRIME;
-        for (uint64_t lane : lane_) hash = mixed(hash, lane);
-        hash = (hash ^ hash >> 32) * PRIME;
+        for (uint64_t sum : sum_) hash = ((hash ^ sum) * PRIME) ^ hash >> 32;
         return hash ^ hash >> 29;
     }
 
-    bool blank() const { return bits_ == 0; }
-
-private:
-    MOESAIC_INLINE void add(int lane, const uint8_t* p, int64_t bytes) {
-        uint64_t word = 0;
-        std::memcpy(&word, p, size_t(bytes));
-        lane_[lane] = mixed(lane_[lane], word);
-        bits_ |= word;
+    bool blank() const {
+        return std::all_of(bits_, bits_ + LANES, [](uint64_t bits) { return bits == 0; });
     }
 
-    uint64_t lane_[LANES] = {1, 2, 3, 4}, bits_ = 0, length_ = 0;
+private:
+#if defined(__AVX2__)
+    static constexpr int VECTORS = LANES / 4;
+
+    static void stripes(const uint8_t* p, int64_t count, uint64_t* sums, uint64_t* keys, uint64_t* seen) {
+        __m256i sum[VECTORS], key[VECTORS], bits[VECTORS];
+        for (int v = 0; v < VECTORS; ++v) {
+            sum[v] = load(sums + 4 * v), key[v] = load(keys + 4 * v), bits[v] = load(seen + 4 * v);
+        }
+        const __m256i prime = _mm256_set1_epi64x(int64_t(PRIME));
+        for (; count > 0; --count)
+            for (int v = 0; v < VECTORS; ++v, p += 32) {
+                const __m256i word = load(p), keyed = _mm256_xor_si256(word, key[v]);
+                const __m256i product = _mm256_mul_epu32(keyed, _mm256_srli_epi64(keyed, 32));
+                const __m256i neighbour = _mm256_shuffle_epi32(word, 0x4e);
+                sum[v] = _mm256_add_epi64(sum[v], _mm256_add_epi64(product, neighbour));
+                key[v] = _mm256_add_epi64(key[v], prime);
+                bits[v] = _mm256_or_si256(bits[v], word);
+            }
+        for (int v = 0; v < VECTORS; ++v) {
+            keep(sums + 4 * v, sum[v]), keep(keys + 4 * v, key[v]), keep(seen + 4 * v, bits[v]);
+        }
+    }
+
+    static MOESAIC_INLINE __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+    static MOESAIC_INLINE void keep(uint64_t* p, __m256i v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+#else
+    static void stripes(const uint8_t* p, int64_t count, uint64_t* sum, uint64_t* key, uint64_t* bits) {
+        for (; count > 0; --count, p += STRIPE) {
+            uint64_t word[LANES];
+            std::memcpy(word, p, STRIPE);
+            for (int l = 0; l < LANES; ++l) {
+                const uint64_t keyed = word[l] ^ key[l];
+                sum[l] += (keyed & 0xffffffffu) * (keyed >> 32) + word[l ^ 1];
+                key[l] += PRIME;
+                bits[l] |= word[l];
+            }
+        }
+    }
+#endif
+
+    uint64_t sum_[LANES], key_[LANES], bits_[LANES] = {}, length_ = 0;
 };
 
 struct F32 {

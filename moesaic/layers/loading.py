@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from moesaic.core.errors import CheckpointError
 from moesaic.layers.base import Layer
-from moesaic.weights.loader import Target
+from moesaic.weights.staging import Target
 
 
 class Parts:

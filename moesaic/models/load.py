@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from moesaic.models.hf_backend.build import ForeignModels
     from moesaic.models.hf_backend.facts import ForeignSpec
     from moesaic.models.language_model import LanguageModel
-    from moesaic.weights.loader import Target
     from moesaic.weights.quantization import QuantizationPlan
     from moesaic.weights.rules import AnyRule
     from moesaic.weights.sources import Source
+    from moesaic.weights.staging import Target
 
 Spec = ModelSpec | ClassSpec
 

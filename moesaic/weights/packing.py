@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from moesaic.core.errors import ConfigError
 from moesaic.kernels.cpu.packed import Both, PackedMatrix, Sink, Split
-from moesaic.weights.loader import Target
 from moesaic.weights.quantization import QuantizationPlan
+from moesaic.weights.staging import Target
 
 
 def packed_matrices(parameters: Mapping[str, Target]) -> tuple[list[tuple[str, PackedMatrix]], set[str]]:

@@ -38,11 +38,15 @@ class View:
 
     def take(self, part: Any) -> Any:
         """What a parameter is, of a part that was read (a torch tensor)."""
+        if self.transposed:
+            return part[..., self.cut or slice(None)].T
+        return self.rows(part)
+
+    def rows(self, part: Any) -> Any:
+        """Which rows of a part the parameter is; where it lies transposed, of the part's transpose."""
         if self.turns is not None:
             first, count, every = self.turns
             return part.unflatten(0, (-1, every))[:, first : first + count].flatten(0, 1)
-        if self.transposed:
-            return part[..., self.cut or slice(None)].T
         return part[self.cut or slice(None)]
 
 

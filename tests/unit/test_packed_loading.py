@@ -12,7 +12,7 @@ from moesaic.core.errors import CheckpointError, ConfigError
 from moesaic.kernels.cpu.arena import PAGE, Arena, Arenas, round_up
 from moesaic.kernels.cpu.library import Unavailable, supported_isas
 from moesaic.kernels.cpu.packed import Both, PackedMatrix, packed_bytes
-from moesaic.weights import loader, pack_cache
+from moesaic.weights import pack_cache, staging
 from moesaic.weights.loader import fill_dummy, load_weights
 from moesaic.weights.pack_cache import PackCache, identify
 from moesaic.weights.packing import check_plan, packed_matrices
@@ -136,7 +136,7 @@ def same(one, other):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("load_format", ["safetensors", "bin"])
 def test_every_matrix_is_what_packing_its_tensors_gives(plan, dtype, load_format, checkpoint, threads, monkeypatch):
-    monkeypatch.setattr(loader, "STAGING_BYTES", 64 * H)  # several pieces for every tensor
+    monkeypatch.setattr(staging, "STAGING_BYTES", 64 * H)  # several pieces for every tensor
     model, tensors = Model(plan), tensors_of(dtype)
     model.load(checkpoint(dtype, load_format))
     qkv = torch.cat([tensors[f"{n}_proj.weight"] for n in "qkv"])
@@ -176,7 +176,7 @@ def test_a_file_that_shrinks_while_it_is_read_ends_the_load(checkpoint, threads)
 
 
 def test_dummy_weights_are_those_of_plain_tensors(monkeypatch):
-    monkeypatch.setattr(loader, "STAGING_BYTES", 64 * H)
+    monkeypatch.setattr(staging, "STAGING_BYTES", 64 * H)
     model = Model(QuantizationPlan("float32"))
     fill_dummy(model.parameters(), 7)
     plain = {name: torch.empty(*into.shape) for name, into in model.parameters().items()}

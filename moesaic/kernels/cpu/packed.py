@@ -133,6 +133,11 @@ class Sink:
         """`(rows, cols)` of what is filled in."""
         return self.num_rows, self.matrix.cols
 
+    @property
+    def format(self) -> WeightFormat:
+        """Of the matrix."""
+        return self.matrix.format
+
     def fill(self, tensor: Tensor, alone: bool = False) -> None:
         """Pack `[rows, cols]` in any floating dtype, quantised as the matrix's format says.
 
