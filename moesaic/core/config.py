@@ -20,7 +20,8 @@ class ModelConfig:
         max_model_len: tokens of one sequence, prompt and output together.
         load_format: where weights come from; "dummy" makes seeded random ones.
         moe_backend: who computes; "auto" for the best that can.
-        quantization: how weights are kept: "none" as they are, or "w8a16", "w4a16", "w8a8".
+        quantization: how weights are kept: "auto" as the checkpoint has them, "none" as floats, or "w8a16", "w4a16",
+            "w8a8".
         quantization_group_size: inputs that share a scale; 0 for a whole row.
         quantization_config: exceptions, `pattern=format` by commas; "" for none (weights/quantization.py).
         pack_cache: folder where packed weights are kept for the next start, or None.
@@ -39,7 +40,7 @@ class ModelConfig:
     load_format: LoadFormat
     seed: int
     moe_backend: str = "auto"
-    quantization: str = "none"
+    quantization: str = "auto"
     quantization_group_size: int = 128
     quantization_config: str = ""
     pack_cache: str | None = None

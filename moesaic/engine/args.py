@@ -62,10 +62,11 @@ class EngineArgs:
     )
     trust_remote_code: bool = arg(False, "run the code that a checkpoint's auto_map names, where nothing else can")
     quantization: str = arg(
-        "none",
-        "how weights are kept: w8a16 and w4a16 (8 and 4 bits, 16-bit activations), w8a8 (8-bit activations too); "
-        "embedding, router and norms stay as they are, and the LM head has 8 bits",
-        choices=("none", "w8a16", "w4a16", "w8a8"),
+        "auto",
+        "how weights are kept: auto as the checkpoint has them, its own codes where it is quantised in a way that the "
+        "kernels know; none as floats; w8a16 and w4a16 (8 and 4 bits, 16-bit activations), w8a8 (8-bit activations "
+        "too): embedding, router and norms then stay as they are, and the LM head has 8 bits",
+        choices=("auto", "none", "w8a16", "w4a16", "w8a8"),
     )
     quantization_group_size: int = arg(128, "inputs that share a scale: 32, 64, 128, or 0 for a whole row", metavar="N")
     quantization_config: str | None = arg(

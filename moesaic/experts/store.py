@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from moesaic.kernels.cpu.arena import PAGE, Arena, round_up
+from moesaic.kernels.cpu.arena import PAGE, round_up
 from moesaic.kernels.cpu.matmul import PackedExperts
 from moesaic.kernels.cpu.packed import PackedMatrix, packed_bytes
 from moesaic.layers.base import BuildContext, Layer, NamedViews, gate_and_up, rows_of
@@ -79,7 +79,7 @@ def _packed_pages(
         (round_up(packed_bytes(*gate_up, first, gated=gated), 64), packed_bytes(*down, second))
         for first, second in formats
     ]
-    arena = Arena(sum(round_up(sum(size), PAGE) for size in sizes))
+    arena = ctx.memory.reserve(sum(round_up(sum(size), PAGE) for size in sizes))
     pages: tuple[list[PackedMatrix], list[PackedMatrix]] = ([], [])
     for (first, second), size in zip(formats, sizes, strict=True):
         page = arena.take(sum(size), align=PAGE)

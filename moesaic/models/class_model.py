@@ -29,6 +29,8 @@ from moesaic.models.language_model import LanguageModel
 from moesaic.weights.dtypes import FLOAT_DTYPES
 from moesaic.weights.plan import list_misses
 from moesaic.weights.quantization import QuantizationPlan
+from moesaic.weights.report import report_of
+from moesaic.weights.scan import scan_numbers
 from moesaic.weights.sources import Source
 
 METHODS = ("get_input_embeddings", "forward", "compute_logits", "load_weights")
@@ -150,11 +152,15 @@ def build_class_model(
     return ClassModel(model, spec, construction)
 
 
-def fill_from(model: ClassModel, source: Source, where: str) -> None:
+def fill_from(model: ClassModel, source: Source, where: str, allow_nonfinite: bool = False) -> None:
     """Fill a model by its class's `load_weights`.
 
+    Args:
+        allow_nonfinite: load NaN and infinities too.
+
     Raises:
-        CheckpointError: a part of a parameter was filled never, or twice; or a tensor is none of the model's.
+        CheckpointError: a part of a parameter was filled never, or twice; or a tensor is none of the model's, or has
+            numbers that are not finite.
     """
     loaders = expose(model.model)
     own = _plain(model.model, loaders)
@@ -162,7 +168,7 @@ def fill_from(model: ClassModel, source: Source, where: str) -> None:
         loader.parts[""].fill_(math.nan)  # type: ignore[union-attr]
     last: list[str] = []
     try:
-        model.model.load_weights(_weights(source, last))  # type: ignore[operator]
+        model.model.load_weights(_weights(source, last, where, allow_nonfinite))  # type: ignore[operator]
     except KeyError as e:
         names = [name for name, _ in model.model.named_parameters()]
         close = nearest(str(e.args[0]), names) if e.args else []
@@ -218,13 +224,16 @@ def _defaults(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _weights(source: Source, last: list[str]) -> Iterator[tuple[str, Tensor]]:
-    """The checkpoint's tensors, each read when it is its turn; `last` keeps their names."""
+def _weights(source: Source, last: list[str], where: str, allow_nonfinite: bool) -> Iterator[tuple[str, Tensor]]:
+    """The checkpoint's tensors, each read and looked at when it is its turn; `last` keeps their names."""
     for name, info in source.tensors.items():
         if info.dtype not in FLOAT_DTYPES:
             raise CheckpointError(f"tensor {name} is {info.dtype}; only {', '.join(FLOAT_DTYPES)} are read")
         tensor = torch.empty(info.shape, dtype=FLOAT_DTYPES[info.dtype])
         source.read(name, (), tensor)
+        report = report_of({name: scan_numbers(tensor)}, {name: info.shape}, {name: name})
+        if report.not_finite and not allow_nonfinite:
+            raise CheckpointError(report.refusal(where))
         last.append(name)
         yield name, tensor
 

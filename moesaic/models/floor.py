@@ -20,7 +20,7 @@ from moesaic.models.spec import (
     MoESpec,
 )
 
-BITS = {"f32": 32, "f16": 16, "bf16": 16, "w8": 8, "w4": 4, "w8a8": 8}
+BITS = {"f32": 32, "f16": 16, "bf16": 16, "w8": 8, "w4": 4, "w8a8": 8, "mxfp4": 4}
 SCALE_BITS = 16
 SMALL_BYTES = 4  # norms and biases are kept as fp32
 MULTIPLY_ADD = 2  # operations

@@ -13,6 +13,7 @@ from moesaic.layers.base import Layer
 from moesaic.layers.expert_pools import ExpertPools
 from moesaic.layers.kv_cache import Cache, CacheSpec
 from moesaic.layers.moe_paged_attention import MoEPagedAttention
+from moesaic.weights.report import LoadReport
 
 _GLOBAL_HOOKS = (nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks)
 
@@ -25,9 +26,11 @@ class LanguageModel(Layer):
         replayable: its decode steps may be recorded.
         pools: of experts that keep keys and values; their caches stand behind all others.
         expert_stats: tokens routed to each expert of each layer since the start.
+        load_report: what loading saw of the weights; nothing where they are dummies.
     """
 
     spec: Any
+    load_report: LoadReport = LoadReport()
     expert_stats: ExpertStats
     pools: ExpertPools
     replayable = True

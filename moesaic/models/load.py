@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from moesaic.models.hf_backend.facts import ForeignSpec
     from moesaic.models.language_model import LanguageModel
     from moesaic.weights.quantization import QuantizationPlan
+    from moesaic.weights.report import LoadReport
     from moesaic.weights.rules import AnyRule
     from moesaic.weights.sources import Source
     from moesaic.weights.staging import Target
@@ -102,6 +103,7 @@ def load_native(
     from moesaic.models.backends import choose_backends
     from moesaic.models.decoder import Decoder
     from moesaic.models.language_model import LanguageModel
+    from moesaic.models.stored import keep_stored
     from moesaic.weights.codecs import decoded
     from moesaic.weights.loader import fill_dummy
     from moesaic.weights.packing import check_plan
@@ -139,13 +141,15 @@ def load_native(
             )
         model = _load_class(config, architecture, spec, ctx, replace(plan, everywhere=True), source, block_size)
     else:
-        model = Decoder(spec, ctx)
+        rules = rules_of(architecture, spec, source.naming) if source is not None else []
+        plan = keep_stored(plan, spec, ctx, rules, source)
+        model = Decoder(spec, replace(ctx, formats=plan.format_of))
         parameters = dict(model.named_views())
         check_plan(plan, parameters)
         if source is None:
             fill_dummy(parameters, config.seed)
         else:
-            _load(config, rules_of(architecture, spec, source.naming), source, parameters, plan.quantised, progress)
+            model.load_report = _load(config, rules, source, parameters, plan.requantised, progress)
     for module in model.modules():
         if isinstance(module, Layer):
             module.loaded()
@@ -180,7 +184,7 @@ def _load_class(
     if source is None:
         fill_dummy(dummy_targets(expose(model.model)), config.seed)
     else:
-        fill_from(model, source, config.path)
+        fill_from(model, source, config.path, config.allow_nonfinite)
     return model
 
 
@@ -189,21 +193,23 @@ def _load(
     rules: "list[AnyRule]",
     source: "Source",
     parameters: "Mapping[str, Target]",
-    quantised: bool,
+    requantised: bool,
     progress: bool,
-) -> None:
-    """Fill the parameters from the checkpoint; what is packed comes from the cache of packed weights if it is there."""
+) -> "LoadReport":
+    """Fill the parameters from the checkpoint; what is packed comes from the cache of packed weights if it is there.
+    What is suspicious is not kept there, so that every start tells of it."""
     from moesaic.weights.loader import load_weights
     from moesaic.weights.pack_cache import PackCache, identify
     from moesaic.weights.packing import packed_matrices
 
     matrices, names = packed_matrices(parameters)
-    wanted = config.force_pack_cache or (quantised and sum(m.nbytes for _, m in matrices) >= LEAST_CACHED)
+    wanted = config.force_pack_cache or (requantised and sum(m.nbytes for _, m in matrices) >= LEAST_CACHED)
     if config.pack_cache is None or not wanted or not matrices:
-        load_weights(parameters, rules, source, config.path, progress)
-        return
+        return load_weights(parameters, rules, source, config.path, progress, allow_nonfinite=config.allow_nonfinite)
     cache = PackCache(config.pack_cache, config.path, identify(config.path, source), matrices)
     there = cache.load()
-    load_weights(parameters, rules, source, config.path, progress, filled=names if there else ())
-    if not there:
+    filled = names if there else ()
+    report = load_weights(parameters, rules, source, config.path, progress, filled, config.allow_nonfinite)
+    if not there and not report.suspicious:
         cache.save()
+    return report

@@ -28,6 +28,7 @@ import torch
 from moesaic.core.log import get_logger
 from moesaic.kernels.cpu.arena import PAGE, round_up
 from moesaic.kernels.cpu.packed import PackedMatrix, pack_version
+from moesaic.weights.codecs.codes import is_coded
 from moesaic.weights.sources import Source
 
 log = get_logger(__name__)
@@ -177,11 +178,16 @@ def identify(checkpoint: str, source: Source) -> str:
     files = sorted({file for info in source.tensors.values() for file in info.files})
     stats = [(os.path.basename(f), os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in files]
     tensors = [
-        (name, info.dtype, info.shape, os.path.basename(info.file), info.offset)
+        (name, info.dtype, info.shape, os.path.basename(info.file), info.offset, _own_codes(source, name))
         for name, info in source.tensors.items()
     ]
     with open(os.path.join(checkpoint, "config.json"), "rb") as config:
         return _digest([hashlib.sha256(config.read()).hexdigest(), stats, tensors])
+
+
+def _own_codes(source: Source, name: str) -> str:
+    """The format in which a tensor's own codes are kept: other bytes than of a weight that is quantised anew."""
+    return str(source.format_of(name)) if is_coded(source) else ""
 
 
 def _digest(what: Any) -> str:

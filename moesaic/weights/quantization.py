@@ -7,8 +7,8 @@ that fits a weight decides.
 
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
 
@@ -16,7 +16,8 @@ from moesaic.core.config import DType
 from moesaic.core.errors import ConfigError, nearest, unknown_name
 from moesaic.core.formats import GROUPS, Kind, WeightFormat
 
-SCHEMES = ("none", "w8a16", "w4a16", "w8a8")
+FORMATS = ("none", "w8a16", "w4a16", "w8a8")
+SCHEMES = ("auto", *FORMATS)
 FLOAT_KIND: dict[DType, Kind] = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 # Small, or read by row: nothing is gained, and a router that errs sends tokens elsewhere.
 KEPT = (
@@ -41,20 +42,23 @@ class QuantizationPlan:
 
     Attributes:
         dtype: of weights that are not quantised.
-        scheme: of all projections; the LM head has 8 bits in any.
+        scheme: of all projections; the LM head has 8 bits in any. "auto": what a quantised checkpoint has, as `stored`
+            says; "none": nothing is quantised, whatever it has.
         group_size: inputs that share a scale; 0 for a whole row.
         exceptions: in order of rising precedence.
         everywhere: the scheme is of all names, not of those under `layers` alone (hand-written models choose theirs).
+        stored: canonical name, without `.weight` -> format of what keeps the checkpoint's own codes.
 
     Raises:
         ConfigError: a value is not one of those that there are.
     """
 
     dtype: DType
-    scheme: str = "none"
+    scheme: str = "auto"
     group_size: int = 128
     exceptions: tuple[PatternFormat, ...] = ()
     everywhere: bool = False
+    stored: Mapping[str, WeightFormat] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.scheme not in SCHEMES:
@@ -71,6 +75,11 @@ class QuantizationPlan:
     @property
     def quantised(self) -> bool:
         """True when some weight may not be a plain floating-point number."""
+        return self.requantised or bool(self.stored)
+
+    @property
+    def requantised(self) -> bool:
+        """True when some weight may be quantised here."""
         return any(format.quantised for _, format in self._rules)
 
     def format_of(self, name: str) -> WeightFormat:
@@ -78,7 +87,8 @@ class QuantizationPlan:
         name = name.removesuffix(".weight")
         if any(fits(pattern, name) for pattern in KEPT):
             return self._plain
-        return next((format for pattern, format in reversed(self._rules) if fits(pattern, name)), self._plain)
+        found = (format for pattern, format in reversed(self._rules) if fits(pattern, name))
+        return next(found, self.stored.get(name, self._plain))
 
     def format_called(self, value: str) -> WeightFormat:
         """The format that an entry of a quantization config means. Raises ConfigError for one that there is not."""
@@ -112,7 +122,7 @@ class QuantizationPlan:
     def _rules(self) -> list[tuple[str, WeightFormat]]:
         """(pattern, format), later ones first in rank."""
         rules = []
-        if self.scheme != "none":
+        if self.scheme not in ("auto", "none"):
             rules += [
                 ("**" if self.everywhere else "layers", self._format(self.scheme)),
                 ("lm_head", self._format("w8a16")),
@@ -122,8 +132,8 @@ class QuantizationPlan:
     def _format(self, value: str, pattern: str = "") -> WeightFormat:
         """`w4a16`, or with a group size or another option behind it: `w4a16:32`, `w4a16:64:symmetric`."""
         scheme, *options = value.split(":")
-        if scheme not in SCHEMES:
-            raise ConfigError(f"quantization_config: {pattern}: {unknown_name('format', scheme, SCHEMES)}")
+        if scheme not in FORMATS:
+            raise ConfigError(f"quantization_config: {pattern}: {unknown_name('format', scheme, FORMATS)}")
         if scheme == "none":
             if options:
                 raise ConfigError(f"quantization_config: {pattern}: none takes no options, got {value!r}")

@@ -107,12 +107,13 @@ def said(parameter: str) -> str:
 def report_of(
     scans: "Mapping[str, Scan]", shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, str]
 ) -> LoadReport:
-    """What the scans of all parameters come to.
+    """What the scans of all parameters come to, in the order of `shapes`.
 
     Args:
         scans: by canonical name; flat indices are the parameter's.
         tensors: canonical name -> the checkpoint's tensor.
     """
+    scans = {name: scans[name] for name in shapes if name in scans}
     not_finite = [
         NotFinite(name, tensors[name], scan.nonfinite, _size(shapes[name]), _place(scan.first, shapes[name]))
         for name, scan in scans.items()

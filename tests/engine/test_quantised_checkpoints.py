@@ -57,7 +57,7 @@ def quantised(name: str) -> bool:
 
 def compared(quantised: str, plain: str) -> None:
     """Both have the same logits and serve the same tokens."""
-    logits = [Driver(load(path)).run({0: TOKENS}, [64])[0] for path in (quantised, plain)]
+    logits = [Driver(load(path, quantization="none")).run({0: TOKENS}, [64])[0] for path in (quantised, plain)]
     assert relative_difference(*logits) < 1e-4
     params = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
     served = [

@@ -1,6 +1,7 @@
 """Memory for weights: anonymous, in huge pages where the machine gives them, zero until it is touched."""
 
 import mmap
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -26,6 +27,11 @@ def allocate(nbytes: int) -> Tensor:
     return whole[start : start + nbytes]
 
 
+def nowhere(nbytes: int) -> Tensor:
+    """`nbytes` that lie in no memory: for a model that is only asked what it consists of."""
+    return torch.empty(nbytes, dtype=torch.uint8, device="meta")
+
+
 class Arena:
     """One allocation from which many tensors are taken, in order.
 
@@ -34,8 +40,8 @@ class Arena:
         used: bytes taken so far.
     """
 
-    def __init__(self, nbytes: int) -> None:
-        self.data = allocate(nbytes)
+    def __init__(self, nbytes: int, allocator: Callable[[int], Tensor] = allocate) -> None:
+        self.data = allocator(nbytes)
         self.used = 0
 
     def take(self, nbytes: int, align: int = 64) -> Tensor:
@@ -56,13 +62,18 @@ class Arenas:
 
     BLOCK = 256 << 20
 
-    def __init__(self) -> None:
+    def __init__(self, allocator: Callable[[int], Tensor] = allocate) -> None:
+        self._allocator = allocator
         self._open: Arena | None = None
+
+    def reserve(self, nbytes: int) -> Arena:
+        """An arena of its own."""
+        return Arena(nbytes, self._allocator)
 
     def take(self, nbytes: int, align: int = 64) -> Tensor:
         """`nbytes` zeros at an address that `align` (a power of two, at most 4096) divides, uint8."""
         if self._open is None or round_up(self._open.used, align) + nbytes > self._open.data.numel():
-            self._open = Arena(max(nbytes, self.BLOCK))
+            self._open = self.reserve(max(nbytes, self.BLOCK))
         return self._open.take(nbytes, align)
 
 

@@ -19,7 +19,7 @@ def build(
 ) -> ForeignModels:
     """The model of an allowed architecture, its weights loaded. Raises ConfigError or CheckpointError."""
     refuse_quantised(read_config(config.path), config.path)
-    if config.quantization != "none" or config.quantization_config:
+    if config.quantization not in ("auto", "none") or config.quantization_config:
         raise UnsupportedError(
             f"{entry.architecture} runs through transformers' own code, whose weights are not quantised: leave "
             "--quantization and --quantization-config out"
