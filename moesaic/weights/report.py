@@ -79,8 +79,9 @@ class LoadReport:
         """Why a checkpoint with numbers that are none is not loaded."""
         return "\n".join(
             [
-                f"{where}: {len(self.not_finite)} weights hold NaN or infinity, so the checkpoint is damaged, or was "
-                "converted to a dtype that is too narrow:",
+                f"{where}: {len(self.not_finite)} weight{'s hold' if len(self.not_finite) > 1 else ' holds'} NaN or "
+                "infinity, so the checkpoint is damaged, or was converted to a dtype that is too narrow (--diagnose "
+                "loads it all the same, to look for what they do):",
                 *_listed(self.not_finite),
             ]
         )
