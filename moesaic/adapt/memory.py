@@ -14,7 +14,7 @@ from moesaic.kernels.cpu.library import Unavailable, isa
 from moesaic.models.caches import BLOCK, bytes_per_block, bytes_per_sequence
 from moesaic.models.parameters import Kept, kept_weights, weight_bytes
 from moesaic.models.spec import ModelSpec
-from moesaic.weights.quantization import SCHEMES, QuantizationPlan
+from moesaic.weights.quantization import FORMATS, QuantizationPlan
 from moesaic.weights.rules import numberless
 
 QUADS = "avx512_bf16"  # the instruction set whose kernels keep sums beside 8-bit codes
@@ -86,7 +86,7 @@ def formats_of_schemes(
 ) -> dict[str, Callable[[str], WeightFormat]]:
     """Each way of keeping weights, the checkpoint's own first where it holds codes -> the format of a matrix, by its
     canonical name. Arguments as of `memory_of`."""
-    of_schemes = {scheme: _alike(QuantizationPlan(dtype, scheme).format_of) for scheme in SCHEMES}
+    of_schemes = {scheme: _alike(QuantizationPlan(dtype, scheme).format_of) for scheme in FORMATS}
     if stored:
         plain = of_schemes["none"]
         of_schemes = {AS_STORED: lambda name: stored.get(name) or plain(name), **of_schemes}

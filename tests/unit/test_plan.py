@@ -16,7 +16,7 @@ from moesaic.core.errors import ConfigError, UnsupportedError
 from moesaic.entrypoints.cli.main import cli
 from moesaic.models.floor import decode
 from moesaic.models.load import read_spec
-from moesaic.weights.quantization import SCHEMES, QuantizationPlan
+from moesaic.weights.quantization import FORMATS, QuantizationPlan
 from tests.unit.test_arch_specs import QWEN3
 
 RATES = {"bandwidth": 20e9, "compute": 200e9}  # so that nothing is measured in a test
@@ -28,7 +28,7 @@ def test_a_small_model_fits_as_it_is():
     assert found.chosen is found.options[0]
     assert found.flags == ()
     assert found.architecture == "Qwen3MoeForCausalLM"
-    assert [option.quantization for option in found.options] == list(SCHEMES)
+    assert [option.quantization for option in found.options] == list(FORMATS)
 
 
 def olmoe(folder):
