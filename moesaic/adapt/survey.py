@@ -19,11 +19,12 @@ from moesaic.models.config_reader import read_config
 from moesaic.weights.codecs import decoded
 from moesaic.weights.codecs.codes import is_coded
 from moesaic.weights.containers import torch_file
+from moesaic.weights.containers.gguf import gguf_shards
 from moesaic.weights.containers.safetensors import survey_header
 from moesaic.weights.layouts.directories import tensor_name
 from moesaic.weights.layouts.files import holds_weights
 from moesaic.weights.rules import Index
-from moesaic.weights.sources import OPENERS, Source
+from moesaic.weights.sources import OPENERS, Source, openers_of
 from moesaic.weights.tensors import TensorInfo
 
 if TYPE_CHECKING:
@@ -121,13 +122,13 @@ class Headers:
 
 
 def survey(path: str) -> Survey:
-    """Look at the checkpoint in folder `path`.
+    """Look at the checkpoint in folder `path`, or in the GGUF file that it names.
 
     Raises:
         CheckpointError: there is no such folder.
     """
     path = os.fspath(path)
-    if not os.path.isdir(path):
+    if not os.path.isdir(path) and not gguf_shards(path):
         what = "is a file, not a folder" if os.path.exists(path) else "does not exist"
         raise CheckpointError(f"{path!r} {what}")
     problems: list[Problem] = []
@@ -142,7 +143,8 @@ def survey(path: str) -> Survey:
             weights, formats = floats.tensors, _formats(floats)
     except MoesaicError as e:
         problems.append(Problem("config.json", str(e)))
-    files = sorted({os.path.relpath(file, path) for info in source.tensors.values() for file in info.files})
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    files = sorted({os.path.relpath(file, folder) for info in source.tensors.values() for file in info.files})
     stored = (source.tensors, weights, source.naming, method, formats)
     return Survey(path, kind, config, *stored, tuple(files), tuple(problems))
 
@@ -164,7 +166,7 @@ def _config(path: str, problems: list[Problem]) -> dict[str, Any] | None:
 
 def _open(path: str, problems: list[Problem]) -> tuple[str, Source]:
     """The format and the tensors; of a damaged checkpoint, those that can be seen."""
-    for kind, opener in OPENERS.items():
+    for kind, opener in openers_of(path).items():
         try:
             source = opener(path)
         except MoesaicError as e:
@@ -213,6 +215,8 @@ def _beyond(tensors: Mapping[str, TensorInfo], size: int) -> str:
 
 def _absent(path: str, tensors: Mapping[str, TensorInfo]) -> Iterator[Problem]:
     """What each index names and no file holds."""
+    if not os.path.isdir(path):
+        return
     for file in sorted(os.listdir(path)):
         if not file.endswith(".index.json"):
             continue

@@ -6,7 +6,7 @@ from typing import Literal
 
 DType = Literal["float32", "bfloat16", "float16"]
 KVCacheDType = Literal["float32", "bfloat16", "float16", "int8"]
-LoadFormat = Literal["auto", "safetensors", "bin", "directories", "hdf5", "deepspeed", "megatron", "dummy"]
+LoadFormat = Literal["auto", "safetensors", "bin", "directories", "hdf5", "deepspeed", "megatron", "gguf", "dummy"]
 
 
 @dataclass(frozen=True, kw_only=True)

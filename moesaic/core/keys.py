@@ -40,6 +40,13 @@ class KeyReader:
         """The value of `key`, or `absent`: what whoever wrote the object means by a missing key."""
         return self._get(kind, (key, *aliases), absent)
 
+    def value(self, key: str) -> Any:
+        """The value of `key`, which must be there, of whatever type."""
+        self._known.add(key)
+        if key not in self._values:
+            raise ConfigError(f"{self.path}: {self._prefix}{key} is missing")
+        return self._values[key]
+
     def positive(self, key: str, *, absent: int) -> int:
         """The value of `key`, an integer that must be at least 1, or `absent`."""
         value = int(self.read(int, key, absent=absent))

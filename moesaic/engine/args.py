@@ -35,7 +35,7 @@ class EngineArgs:
     load_format: str = arg(
         "auto",
         "what weights are kept as (docs/formats.md); dummy makes seeded random ones",
-        choices=("auto", "safetensors", "bin", "directories", "hdf5", "deepspeed", "megatron", "dummy"),
+        choices=("auto", "safetensors", "bin", "directories", "hdf5", "deepspeed", "megatron", "gguf", "dummy"),
     )
     dtype: str = arg(
         "auto",

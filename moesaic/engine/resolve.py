@@ -13,6 +13,7 @@ from moesaic.core.log import get_logger
 from moesaic.engine.args import EMBEDDED_MODEL, EngineArgs
 from moesaic.kernels.cpu.library import describe
 from moesaic.models.hf_backend.facts import ForeignSpec
+from moesaic.weights.containers.gguf import BEFORE
 from moesaic.weights.quantization import parse_exceptions
 
 logger = get_logger(__name__)
@@ -211,7 +212,8 @@ def _in_words(config: EngineConfig) -> str:
 
 
 def find_model(model: str, revision: str | None = None, download_dir: str | None = None) -> str:
-    """The folder of a model: the embedded one, a folder, or a hub id (downloaded, or from the hub's cache).
+    """The folder of a model, or its GGUF file: the embedded one, a path, or a hub id (downloaded, or from the hub's
+    cache).
 
     Raises:
         ConfigError: neither; with what was tried.
@@ -220,8 +222,12 @@ def find_model(model: str, revision: str | None = None, download_dir: str | None
         return os.path.abspath(model)
     if model == EMBEDDED_MODEL:
         return str(EMBEDDED_PATH)
+    if os.path.isfile(model) and model.endswith(".gguf"):
+        return os.path.abspath(model)
     if os.path.exists(model):
-        raise ConfigError(f"model {model!r} is a file; a folder with config.json and weights is needed")
+        raise ConfigError(
+            f"model {model!r} is a file; a folder with config.json and weights is needed, or a .gguf file"
+        )
     if not HUB_ID.fullmatch(model):
         raise ConfigError(
             f"model {model!r} is neither a folder here nor a Hugging Face id (owner/name); "
@@ -235,11 +241,14 @@ def _download(repo: str, revision: str | None, download_dir: str | None) -> str:
 
     try:
         files = HfApi().model_info(repo, revision=revision, timeout=HUB_SECONDS).siblings or []
+        _refuse_gguf_alone(repo, [f.rfilename for f in files])
         kinds = {os.path.splitext(f.rfilename)[1] for f in files}
         weights = next((kind for kind in (".safetensors", ".bin") if kind in kinds), None)
         others = [".pt", ".pth", ".h5", ".hdf5"] if weights is None else [weights]
         wanted = ["*.json", "*.jinja", "*.model", "*.txt", "*latest", *(f"*{kind}" for kind in others)]
         return snapshot_download(repo, revision=revision, cache_dir=download_dir, allow_patterns=wanted)
+    except ConfigError:
+        raise
     except Exception as error:  # whatever the hub client raises, the user's next step is the same
         refusal = ConfigError(f"model {repo!r} is no folder here, and the Hugging Face hub did not give it: {error}")
         try:
@@ -250,6 +259,16 @@ def _download(repo: str, revision: str | None, download_dir: str | None) -> str:
             "%s; the copy of an earlier download is used, which may be old or incomplete: %s", refusal, cached
         )
         return cached
+
+
+def _refuse_gguf_alone(repo: str, files: list[str]) -> None:
+    """Several models lie in one repository then, of which one is to be chosen."""
+    gguf = [name for name in files if name.endswith(".gguf")]
+    if gguf and not any(name.endswith(BEFORE) for name in files):
+        raise ConfigError(
+            f"model {repo!r} holds GGUF files alone ({', '.join(gguf[:5])}{', ...' if len(gguf) > 5 else ''}): "
+            f"download one, with `hf download {repo} FILE`, and give its path"
+        )
 
 
 def checkpoint_dtype(config: dict[str, Any]) -> str:

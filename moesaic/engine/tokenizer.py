@@ -13,6 +13,7 @@ from typing import Any
 
 from moesaic.core.errors import ConfigError, RequestError
 from moesaic.core.log import get_logger
+from moesaic.models.gguf.tokenizer import gguf_metadata, gguf_tokenizer, gguf_tokenizer_config
 
 logger = get_logger(__name__)
 _FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")  # a byte that has no other token, in SentencePiece's spelling
@@ -26,7 +27,8 @@ class Tokenizer:
     """The tokeniser of a checkpoint folder.
 
     A folder without tokenizer.json (a SentencePiece model, say) is converted once a start by transformers, in
-    a process of its own, because transformers brings torch along.
+    a process of its own, because transformers brings torch along. Of a GGUF file, the metadata say all that a folder
+    has no file for.
 
     Raises:
         ConfigError: there is no tokeniser, or it cannot be read.
@@ -35,8 +37,9 @@ class Tokenizer:
     def __init__(self, path: str, chat_template: str | None = None) -> None:
         self.path = path
         file = Path(path) / "tokenizer.json"
-        self._config = _read_json(Path(path) / "tokenizer_config.json")
-        self._backend = _load(file) if file.exists() else _convert(path)
+        gguf = {} if file.exists() else gguf_metadata(path)
+        self._config = _read_json(Path(path) / "tokenizer_config.json") or gguf_tokenizer_config(gguf)
+        self._backend = _load(file) if file.exists() else gguf_tokenizer(gguf, path) if gguf else _convert(path)
         self._backend.no_padding()
         self._backend.no_truncation()
         self._chat_template = _read_template(chat_template) if chat_template else self._own_template()

@@ -7,7 +7,9 @@ from typing import Any
 
 from moesaic.core.errors import CheckpointError, ConfigError
 from moesaic.core.keys import KeyReader, short
+from moesaic.models.gguf.config import gguf_config
 from moesaic.weights.codecs import method_of
+from moesaic.weights.containers.gguf import GgufSource, gguf_alone
 
 # Keys that say nothing about what is computed at inference. Older versions of transformers wrote all the
 # generic ones into every config.json. The last line: of training in parallel, and of layers that only speculate.
@@ -70,20 +72,36 @@ class ConfigReader(KeyReader):
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """The config.json of the checkpoint in folder `path`. Raises CheckpointError or ConfigError, one clear message."""
-    if not os.path.isdir(path):
+    """The config.json of the checkpoint in folder `path`, or what the metadata of a GGUF file say in its place: of that
+    which lies in the folder, or is itself what `path` names.
+
+    Raises:
+        CheckpointError, ConfigError: one clear message.
+    """
+    shards = gguf_alone(path)
+    if not shards and not os.path.isdir(path):
         what = "is a file, not a folder" if os.path.exists(path) else "does not exist"
         raise CheckpointError(f"model folder {path!r} {what}")
-    if not os.listdir(path):
+    if not shards and not os.listdir(path):
         raise CheckpointError(f"model folder {path!r} is empty")
-    file = os.path.join(path, "config.json")
-    config = _read_json(file)
+    config = _read_json(os.path.join(path, "config.json")) if os.path.isdir(path) else None
+    if shards:
+        return _with_gguf(config, shards)
     if config is None:
         raise CheckpointError(
             f"model folder {path!r} holds no config.json, which says what weights compute: put the one of the model's "
             "Hugging Face layout there"
         )
     return config
+
+
+def _with_gguf(config: dict[str, Any] | None, shards: list[str]) -> dict[str, Any]:
+    """A config of weights in GGUF: as it stands where it says so itself, else what the metadata add."""
+    stated = config.get("quantization_config") if config is not None else None
+    if config is not None and isinstance(stated, Mapping) and stated.get("quant_method") == "gguf":
+        return config
+    made = gguf_config(GgufSource(shards))
+    return made if config is None else config | {"quantization_config": made["quantization_config"]}
 
 
 def eos_token_ids(path: str, config: Mapping[str, Any]) -> list[int]:
@@ -107,7 +125,7 @@ def _read_json(file: str) -> dict[str, Any] | None:
     try:
         with open(file, encoding="utf-8") as f:
             value = json.load(f)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, UnicodeDecodeError) as e:
         raise CheckpointError(f"cannot read {file}: {e}") from e

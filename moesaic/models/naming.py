@@ -5,13 +5,14 @@ A source says by which names its tensors go (`Source.naming`). "hf" are those th
 
 from collections.abc import Callable
 
+from moesaic.models.gguf.naming import gguf_rules
 from moesaic.models.megatron_naming import megatron_rules
 from moesaic.models.registry import Architecture
 from moesaic.models.spec import ModelSpec
 from moesaic.weights.rules import AnyRule
 
 # naming -> the rules of a model with this spec, of an architecture with this name
-NAMINGS: dict[str, Callable[[ModelSpec, str], list[AnyRule]]] = {"megatron": megatron_rules}
+NAMINGS: dict[str, Callable[[ModelSpec, str], list[AnyRule]]] = {"gguf": gguf_rules, "megatron": megatron_rules}
 
 
 def rules_of(architecture: Architecture, spec: ModelSpec, naming: str) -> list[AnyRule]:

@@ -181,8 +181,9 @@ def identify(checkpoint: str, source: Source) -> str:
         (name, info.dtype, info.shape, os.path.basename(info.file), info.offset, _own_codes(source, name))
         for name, info in source.tensors.items()
     ]
-    with open(os.path.join(checkpoint, "config.json"), "rb") as config:
-        return _digest([hashlib.sha256(config.read()).hexdigest(), stats, tensors])
+    file = os.path.join(checkpoint, "config.json")
+    config = Path(file).read_bytes() if os.path.isfile(file) else b""  # a GGUF file is its own
+    return _digest([hashlib.sha256(config).hexdigest(), stats, tensors])
 
 
 def _own_codes(source: Source, name: str) -> str:

@@ -8,6 +8,7 @@ from moesaic.core.config import LoadFormat
 from moesaic.core.errors import CheckpointError, UnsupportedError
 from moesaic.core.log import get_logger
 from moesaic.weights.containers import safetensors, torch_file
+from moesaic.weights.containers.gguf import GgufSource, gguf_shards
 from moesaic.weights.layouts.deepspeed import open_deepspeed
 from moesaic.weights.layouts.directories import named_tensors, open_tree
 from moesaic.weights.layouts.files import find_shards
@@ -50,14 +51,14 @@ class FilesSource:
 
 
 def open_source(folder: str, load_format: LoadFormat = "auto") -> Source:
-    """The tensors of the checkpoint in `folder`; "auto" takes the first format of OPENERS of which there are files, and
-    logs which files of other formats it leaves alone.
+    """The tensors of the checkpoint in `folder`, or in the GGUF file of that name; "auto" takes the first format of
+    OPENERS of which there are files, and logs which files of other formats it leaves alone.
 
     Raises:
         CheckpointError: there are none, or a file is damaged.
         UnsupportedError: they are in a format that is not read, by name.
     """
-    for name, opener in OPENERS.items():
+    for name, opener in openers_of(folder).items():
         if load_format in ("auto", name):
             source = opener(folder)
             if source is not None:
@@ -102,6 +103,11 @@ def _open_hdf5(folder: str) -> Source | None:
     return FilesSource(merge_shards(map(hdf5.read_header, files))) if files else None
 
 
+def _open_gguf(folder: str) -> Source | None:
+    shards = gguf_shards(folder)
+    return GgufSource(shards) if shards else None
+
+
 # What a checkpoint may be kept as, best first: what opens it, or says None where a folder holds none such.
 OPENERS: dict[str, Callable[[str], Source | None]] = {
     "directories": _open_tree,
@@ -110,11 +116,21 @@ OPENERS: dict[str, Callable[[str], Source | None]] = {
     "deepspeed": _open_deepspeed,
     "megatron": _open_megatron,
     "hdf5": _open_hdf5,
+    "gguf": _open_gguf,
 }
+
+
+def openers_of(path: str) -> dict[str, Callable[[str], Source | None]]:
+    """What may open the checkpoint at `path`: of one file only what is a whole checkpoint in one."""
+    return OPENERS if os.path.isdir(path) else {"gguf": _open_gguf}
+
+
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".hdf5", ".gguf")  # what names of files of weights end with
 
 
 def _log_choice(folder: str, name: str, source: Source) -> None:
+    if not os.path.isdir(folder):
+        return
     taken = {file for info in source.tensors.values() for file in info.files}
     left = [f for f in sorted(os.listdir(folder)) if f.endswith(WEIGHTS) and os.path.join(folder, f) not in taken]
     if left:

@@ -17,7 +17,7 @@ from moesaic.engine.resolve import find_model, parse_size, resolve
         ({"model": "/does/not/exist"}, "neither a folder here nor a Hugging Face id"),
         ({"model": "nobody/no-such-model-anywhere"}, "hub did not give it"),
         ({"dtype": "int8"}, "dtype must be one of auto, float32"),
-        ({"load_format": "gguf"}, "load_format must be one of"),
+        ({"load_format": "tar"}, "load_format must be one of"),
         ({"max_model_len": 10**6}, "longer than the model's 2048 positions"),
         ({"max_model_len": 0}, "max_model_len must be a whole number of at least 1"),
         ({"max_num_seqs": -1}, "max_num_seqs"),

@@ -15,9 +15,11 @@ from moesaic.weights.codecs.awq import Awq
 from moesaic.weights.codecs.compressed_tensors import CompressedTensors
 from moesaic.weights.codecs.encoded import Codec, DecodedSource, StoredAs
 from moesaic.weights.codecs.fp8 import Fp8
+from moesaic.weights.codecs.gguf import Gguf
 from moesaic.weights.codecs.gptq import Gptq
 from moesaic.weights.codecs.mxfp4 import Mxfp4
 from moesaic.weights.codecs.refused import METHODS, quantised_as
+from moesaic.weights.containers.gguf import GgufSource
 from moesaic.weights.sources import Source
 
 __all__ = ["CODECS", "Codec", "StoredAs", "codec_of", "decoded", "method_of", "stored_as"]
@@ -31,6 +33,7 @@ CODECS: dict[str, Callable[[KeyReader], Codec]] = {
     "awq": Awq,
     "compressed-tensors": CompressedTensors,
     "fp8": Fp8,
+    "gguf": Gguf,
     "gptq": Gptq,
     "intel/auto-round": AutoRound,
     "mxfp4": Mxfp4,
@@ -79,6 +82,10 @@ def decoded(source: Source, config: Mapping[str, Any]) -> Source:
         CheckpointError: a weight lacks one of its parts, or they do not fit each other.
     """
     codec = codec_of(config)
+    if isinstance(source, GgufSource):
+        if not isinstance(codec, Gguf):
+            raise CheckpointError("the weights are GGUF, but the config is of others: name the .gguf file itself")
+        return codec.open(source)
     if codec is None:
         found = quantised_as(source.tensors)
         if found is not None:

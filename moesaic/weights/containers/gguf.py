@@ -5,23 +5,22 @@ A source shows tensors as they are stored; what their blocks stand for, `weights
 
 import os
 import re
-from functools import cached_property
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from moesaic.core.errors import CheckpointError
 from moesaic.weights.containers.gguf_header import GgufHeader, read_gguf_header
 from moesaic.weights.containers.gguf_types import BY_NAME
-from moesaic.weights.containers.safetensors import MAX_READ_BYTES, part_range
+from moesaic.weights.containers.stored import StoredInfo, read_bytes
 from moesaic.weights.rules import Index
-from moesaic.weights.tensors import ITEM_BITS, TensorInfo, merge_shards
+from moesaic.weights.tensors import ITEM_BITS, merge_shards
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 SUFFIX = ".gguf"
 SHARD = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+BEFORE = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".hdf5")
 BESIDE = "mmproj"  # what the name of a file begins with that holds no language model, but what sees for one
 
 
@@ -39,68 +38,39 @@ class GgufSource:
         _check_split(headers)
         self.metadata = headers[0].metadata
         self.tensors = merge_shards(header.tensors for header in headers)
-        self._files = {path: _File(path) for path in shards}
 
     def read(self, name: str, index: Index, into: "torch.Tensor") -> None:
         """As of `Source`, of tensors that are kept as plain numbers."""
-        self.read_plain(self.tensors[name], index, into)
+        info = self.tensors[name]
+        if info.dtype not in ITEM_BITS:
+            raise CheckpointError(f"{info.file}: {name} is kept as {info.dtype}, which is no plain number")
+        info.read(index, into)
 
-    def read_plain(self, info: TensorInfo, index: Index, into: "torch.Tensor") -> None:
-        """Copy a part of a tensor that lies where `info` says, whatever its name and shape, in `into`'s dtype.
-
-        Raises:
-            CheckpointError: it is kept in blocks, of which no part but whole rows can be read.
-        """
+    def read_blocks(self, info: StoredInfo, start: int, stop: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+        """The bytes of rows [start, stop) of a tensor, counted over all of its dimensions but the last: uint8
+        `[rows, bytes of a row]`. Threads may call it at the same time."""
         import torch
 
-        from moesaic.weights.dtypes import DTYPES
-
-        if info.dtype not in ITEM_BITS:
-            raise CheckpointError(f"{info.file}: its tensors of type {info.dtype} are no plain numbers")
-        start, shape = part_range(info.shape, index)
-        dtype = DTYPES[info.dtype]
-        direct = into.dtype == dtype and into.is_contiguous() and into.device.type == "cpu"
-        buffer = into if direct else torch.empty(shape, dtype=dtype)
-        view = memoryview(buffer.reshape(-1).view(torch.uint8).numpy())
-        self._files[info.file].read_into(info.offset + start * dtype.itemsize, view)
-        if not direct:
-            into.copy_(buffer)
-
-    def read_blocks(self, info: TensorInfo, start: int, stop: int) -> "np.ndarray[tuple[int, int], np.dtype[np.uint8]]":
-        """The bytes of rows [start, stop) of a tensor, counted over all of its dimensions but the last: uint8
-        `[rows, bytes of a row]`."""
         kind = BY_NAME[info.dtype]
         row = info.shape[-1] // kind.block * kind.nbytes
-        rows = np.empty((stop - start, row), np.uint8)
-        self._files[info.file].read_into(info.offset + start * row, memoryview(rows.reshape(-1)))
-        return rows
+        rows = torch.empty(stop - start, row, dtype=torch.uint8)
+        read_bytes(info.file, info.offset + start * row, rows)
+        array: np.ndarray[Any, np.dtype[np.uint8]] = rows.numpy()
+        return array
 
-
-class _File:
-    """A file that is opened when something is first read of it."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def read_into(self, offset: int, view: memoryview) -> None:
-        """Fill `view`, of bytes, from byte `offset` on. Threads may call it at the same time."""
+    def read_short(self, info: StoredInfo) -> bytes:
+        """All bytes of a small tensor, without torch."""
         try:
-            while view:
-                count = os.preadv(self._file.fileno(), [view[:MAX_READ_BYTES]], offset)
-                if count == 0:
-                    raise CheckpointError(f"{self.path} became shorter while it was read")
-                view, offset = view[count:], offset + count
+            with open(info.file, "rb") as file:
+                file.seek(info.offset)
+                return file.read(info.nbytes)
         except OSError as e:
-            raise CheckpointError(f"cannot read {self.path}: {e}") from e
-
-    @cached_property
-    def _file(self):  # type: ignore[no-untyped-def]
-        return open(self.path, "rb", buffering=0)  # noqa: SIM115 (open for as long as this object lives)
+            raise CheckpointError(f"cannot read {info.file}: {e}") from e
 
 
 def gguf_shards(path: str) -> list[str]:
-    """The files of the GGUF checkpoint that `path` is, or is one shard of, or that lies in folder `path`; [] where there
-    is none.
+    """The files of the GGUF checkpoint that `path` is, or is one shard of, or that lies in folder `path`; [] where
+    there is none.
 
     Raises:
         CheckpointError: there are several, or shards are missing.
@@ -117,6 +87,14 @@ def gguf_shards(path: str) -> list[str]:
     return _all_of(os.path.join(path, names[0])) if names else []
 
 
+def gguf_alone(path: str) -> list[str]:
+    """`gguf_shards` of a path where the weights are not kept in other files too, which go before. Raises as that
+    does."""
+    if os.path.isdir(path) and any(name.endswith(BEFORE) for name in os.listdir(path)):
+        return []
+    return gguf_shards(path)
+
+
 def _all_of(file: str) -> list[str]:
     """The file, or the whole set of shards that it is one of."""
     folder, name = os.path.split(file)
@@ -127,7 +105,9 @@ def _all_of(file: str) -> list[str]:
     names = [f"{found['stem']}-{i:05}-of-{count:05}{SUFFIX}" for i in range(1, count + 1)]
     absent = [name for name in names if not os.path.isfile(os.path.join(folder, name))]
     if absent or not count:
-        raise CheckpointError(f"{file} is one of {count} shards, {len(absent)} of them missing: {', '.join(absent[:10])}")
+        raise CheckpointError(
+            f"{file} is one of {count} shards, {len(absent)} of them missing: {', '.join(absent[:10])}"
+        )
     return [os.path.join(folder, name) for name in names]
 
 

@@ -1,20 +1,18 @@
-"""The header of a GGUF file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md): metadata, and where its tensors
-lie. Every count and length is checked against what the file has before anything is made of it. Torch-free.
+"""The header of a GGUF file (docs/gguf.md of https://github.com/ggml-org/ggml): metadata, and where its tensors lie.
+Every count and length is checked against what the file has before anything is made of it. Torch-free.
 """
 
 import math
 import os
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from moesaic.core.errors import CheckpointError, UnsupportedError
 from moesaic.weights.containers.gguf_types import ARRAY, FLOAT32, SCALARS, STRING, TENSOR_TYPES
-from moesaic.weights.containers.safetensors import LFS_MAGIC
-from moesaic.weights.tensors import TensorInfo
+from moesaic.weights.containers.stored import StoredInfo, refuse_pointer
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -38,7 +36,7 @@ class GgufHeader:
 
     path: str
     metadata: Mapping[str, Any] = field(repr=False)
-    tensors: Mapping[str, TensorInfo] = field(repr=False)
+    tensors: Mapping[str, StoredInfo] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ class _Header:
         alignment = metadata.get("general.alignment", ALIGNMENT)
         if not isinstance(alignment, int) or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
             raise self._damaged(f"general.alignment is {alignment!r}, which no alignment can be")
-        infos: dict[str, TensorInfo] = {}
+        infos: dict[str, StoredInfo] = {}
         for i in range(num_tensors):
             name, info = self._tensor(i, alignment)
             if name in infos:
@@ -109,10 +107,7 @@ class _Header:
     def _read_start(self) -> tuple[int, int]:
         """How many tensors and values there are."""
         head = bytes(self._take(min(24, self.size)))
-        if head.startswith(LFS_MAGIC[: len(head)]) and head:
-            raise CheckpointError(
-                f"{self.path} is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
-            )
+        refuse_pointer(self.path, head)
         if not head.startswith(MAGIC) or len(head) < 24:
             raise CheckpointError(f"{self.path} is no GGUF file: it begins with {head[:8]!r} and has {self.size} bytes")
         version, num_tensors, num_values = struct.unpack("<IQQ", head[4:])
@@ -124,7 +119,7 @@ class _Header:
         self._expect(num_values, 13, f"{num_values} values")
         return num_tensors, num_values
 
-    def _tensor(self, number: int, alignment: int) -> tuple[str, TensorInfo]:
+    def _tensor(self, number: int, alignment: int) -> tuple[str, StoredInfo]:
         """One tensor's name and what is said of it; the offset is that in the data yet."""
         name = self._text(MAX_NAME_BYTES, f"the name of tensor {number}")
         dims = self._scalar(TYPE)
@@ -140,9 +135,9 @@ class _Header:
         if offset % alignment:
             raise self._damaged(f"the tensor {name} lies at {offset}, which is no multiple of {alignment}")
         nbytes = math.prod(sizes) // kind.block * kind.nbytes
-        return name, TensorInfo(kind.name, tuple(reversed(sizes)), self.path, offset, nbytes)
+        return name, StoredInfo(kind.name, tuple(reversed(sizes)), self.path, offset, nbytes)
 
-    def _placed(self, infos: dict[str, TensorInfo], start: int) -> dict[str, TensorInfo]:
+    def _placed(self, infos: dict[str, StoredInfo], start: int) -> dict[str, StoredInfo]:
         """The tensors with their places in the file, in this order; each has one of its own, inside the file."""
         ordered = sorted(infos.items(), key=lambda item: item[1].offset)
         last, end = "", 0
@@ -155,13 +150,11 @@ class _Header:
                 f"{self.path} is truncated: its header describes {start + end} bytes, the file has {self.size} "
                 f"({start + end - self.size} missing); download it again"
             )
-        return {
-            name: TensorInfo(i.dtype, i.shape, i.file, start + i.offset, i.nbytes) for name, i in ordered
-        }
+        return {name: StoredInfo(i.dtype, i.shape, i.file, start + i.offset, i.nbytes) for name, i in ordered}
 
     def _value(self, kind: int, key: str) -> Any:
-        if kind == FLOAT32:  # the shortest number that is the same in 32 bits: 1e-06, not 9.999999974752427e-07
-            return float(str(np.float32(self._scalar(SCALARS[kind]))))
+        if kind == FLOAT32:
+            return _shortest(self._scalar(SCALARS[kind]))
         if kind in SCALARS:
             return self._scalar(SCALARS[kind])
         if kind == STRING:
@@ -245,3 +238,14 @@ class _Header:
 
     def _damaged(self, what: str) -> CheckpointError:
         return CheckpointError(f"{self.path}: its GGUF header is damaged: {what}")
+
+
+def _shortest(value: float) -> float:
+    """The shortest number that is the same in 32 bits: 1e-06, not 9.999999974752427e-07."""
+    how = SCALARS[FLOAT32]
+    for digits in range(6, 9):
+        rounded = float(f"{value:.{digits}g}")
+        with suppress(OverflowError):
+            if how.pack(rounded) == how.pack(value):
+                return rounded
+    return value

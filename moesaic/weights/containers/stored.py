@@ -39,18 +39,18 @@ class StoredInfo(ReadableInfo):
             start, shape, strides = _strided_part(self.shape, self.strides, index)
             span = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if math.prod(shape) else 0
             buffer = torch.empty(span, dtype=dtype)
-            _read_bytes(self.file, self.offset + start * dtype.itemsize, buffer)
+            read_bytes(self.file, self.offset + start * dtype.itemsize, buffer)
             into.copy_(buffer.as_strided(shape, strides))
             return
         start, shape = part_range(self.shape, index)
         direct = into.dtype == dtype and into.is_contiguous() and into.device.type == "cpu"
         buffer = into if direct else torch.empty(shape, dtype=dtype)
-        _read_bytes(self.file, self.offset + start * dtype.itemsize, buffer)
+        read_bytes(self.file, self.offset + start * dtype.itemsize, buffer)
         if not direct:
             into.copy_(buffer)
 
 
-def _read_bytes(path: str, offset: int, into: "torch.Tensor") -> None:
+def read_bytes(path: str, offset: int, into: "torch.Tensor") -> None:
     """Fill the contiguous CPU tensor `into` from a file, starting at byte `offset`."""
     import torch
 
