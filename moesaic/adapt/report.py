@@ -4,19 +4,19 @@ Torch-free: headers are read, nothing else.
 """
 
 import os
-import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from moesaic.adapt.holes import holes
+from moesaic.adapt.likeness import Likeness, nearest_architectures
 from moesaic.adapt.memory import Memory, memory_of
 from moesaic.adapt.misfits import Misfit, misfits
-from moesaic.adapt.names import Group, listed, ranges
-from moesaic.adapt.parts import PARTS, guessed_part, named_together, part_of
+from moesaic.adapt.names import listed
 from moesaic.adapt.recognise import Identity, counted, dtype_of, identify, read_spec_of, stated
 from moesaic.adapt.survey import Problem, Survey, survey
+from moesaic.adapt.uses import Part, Use, parts_of, uses_of
 from moesaic.core.errors import MoesaicError
 from moesaic.core.formats import WeightFormat
 from moesaic.models.naming import rules_of
@@ -24,45 +24,6 @@ from moesaic.models.parameters import parameter_shapes
 from moesaic.models.registry import Architecture
 from moesaic.models.spec import ExpertAttentionSpec, ExpertPagedAttentionSpec, ModelSpec
 from moesaic.weights.plan import Accounting, account
-from moesaic.weights.rules import numberless
-
-_OF_CODES = re.compile(r"[._](blocks|scales?|packed|shape|scale_inv|zero_point|qweight|qzeros|g_idx|weight_\w+)$")
-
-
-@dataclass(frozen=True)
-class Use:
-    """Tensors of one pattern, and what becomes of them.
-
-    Attributes:
-        pattern: their names, `{l}` for the layer, `{e}` for the expert.
-        count, shape, dtypes, nbytes: how many, the shape of most, and dtypes as stored (of codes: their weights').
-        layers, experts: the numbers in the names, as ranges.
-        part: of the model.
-        becomes: what they are in it, in words; "" where nobody knows.
-        parameters: canonical, `#` for numbers.
-        state: "used", "checked" (must equal a parameter), "ignored", "unused" or "unknown".
-    """
-
-    pattern: str
-    count: int
-    shape: tuple[int, ...]
-    dtypes: tuple[str, ...]
-    nbytes: int
-    layers: str
-    experts: str
-    part: str
-    becomes: str
-    parameters: tuple[str, ...]
-    state: str
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of the model: elements and bytes as they are stored."""
-
-    name: str
-    parameters: int
-    nbytes: int
 
 
 @dataclass(frozen=True)
@@ -103,6 +64,7 @@ class Report:
     misfits: tuple[Misfit, ...]
     problems: tuple[Problem, ...]
     remarks: tuple[str, ...]
+    nearest: tuple[Likeness, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -141,7 +103,10 @@ def report_on(found: Survey, arch: str | None = None) -> Report:
         wrongs = misfits(accounts, spec, found.weights, found.config or {})
     else:
         wrongs = holes(found.weight_groups, stated(found.config, "experts"))
-    uses = _uses(found, accounts)
+    near = ()
+    if found.tensors and (identity.served not in ("native", "transformers") or wrong or _hardly_fits(found, accounts)):
+        near = tuple(nearest_architectures(found))
+    uses = uses_of(found, accounts, near[0] if near and spec is None else None)
     total, active, experts = counted(found.weight_groups, stated(found.config, "top_k"))
     layers = len({la for group in found.weight_groups for la in group.layers}) or stated(found.config, "layers")
     if spec is not None:
@@ -162,12 +127,13 @@ def report_on(found: Survey, arch: str | None = None) -> Report:
         layers,
         *facts,
         _dtypes(found),
-        _parts(found, uses),
+        parts_of(found, uses),
         _memory(found, spec, accounts),
         uses,
         tuple(wrongs),
         tuple(problems),
         tuple(_remarks(found)),
+        near,
     )
 
 
@@ -176,6 +142,11 @@ def accounts_of(found: Survey, arch: str | None = None) -> Accounting | None:
     _, architecture = identify(found.config, arch)
     spec, _ = read_spec_of(found, architecture, arch)
     return None if spec is None or architecture is None else _accounts(architecture, spec, found)
+
+
+def _hardly_fits(found: Survey, accounts: Accounting | None) -> bool:
+    """Whether the config seems to name another architecture than that of the tensors."""
+    return accounts is not None and 2 * len(accounts.superfluous) > len(found.weights)
 
 
 def _accounts(architecture: Architecture, spec: ModelSpec, found: Survey) -> Accounting | None:
@@ -193,61 +164,6 @@ def _of_experts(spec: ModelSpec) -> tuple[int | None, int | None]:
     of_attention = ExpertAttentionSpec | ExpertPagedAttentionSpec
     found += [(a.num_experts, a.router.top_k) for la in spec.layers if isinstance(a := la.attention, of_attention)]
     return max(found, default=(None, None))
-
-
-def _uses(found: Survey, accounts: Accounting | None) -> tuple[Use, ...]:
-    """What becomes of each group of names."""
-    targets: dict[str, list[str]] = defaultdict(list)
-    state: dict[str, str] = {}
-    if accounts is not None:
-        for copy in accounts.plan.copies:
-            targets[copy.source].append(copy.target)
-        state.update(dict.fromkeys(accounts.superfluous, "unused"))
-        state.update(dict.fromkeys(accounts.ignored, "ignored"))
-        for check in accounts.plan.checks:
-            targets[check.source].append(check.target)
-            state[check.source] = "checked"
-    return tuple(_use(group, targets, state, accounts is not None) for group in found.weight_groups)
-
-
-def _use(group: Group, targets: Mapping[str, list[str]], state: Mapping[str, str], known: bool) -> Use:
-    names = list(group.names.values())
-    first = next((name for name in names if name in targets), names[0])
-    # What lies under one name may differ from layer to layer.
-    parameters = tuple(dict.fromkeys(numberless(target) for name in names for target in targets.get(name, ())))
-    said = state.get(first, "used" if parameters else "unused" if known else "unknown")
-    return Use(
-        group.pattern,
-        len(group),
-        group.shape,
-        tuple(sorted(group.dtypes)),
-        group.nbytes,
-        ranges(group.layers),
-        ranges(group.experts),
-        part_of(targets[first][0]) if parameters else guessed_part(group.pattern),
-        named_together(list(parameters)) if parameters else "",
-        parameters,
-        said,
-    )
-
-
-def _parts(found: Survey, uses: tuple[Use, ...]) -> tuple[Part, ...]:
-    """Elements and stored bytes of each part; codes count where their weight does."""
-    part_of_pattern = {use.pattern: use.part for use in uses}
-    sizes: Counter[str] = Counter()
-    nbytes: Counter[str] = Counter()
-    for group in found.weight_groups:
-        sizes[part_of_pattern[group.pattern]] += group.numel
-    for group in found.groups:
-        of = part_of_pattern.get(group.pattern) or part_of_pattern.get(_weight_of(group.pattern))
-        nbytes[of or guessed_part(group.pattern)] += group.nbytes
-    return tuple(Part(part, sizes[part], nbytes[part]) for part in PARTS if sizes[part] or nbytes[part])
-
-
-def _weight_of(pattern: str) -> str:
-    """The name of the weight that a tensor of codes or scales belongs to."""
-    stem = _OF_CODES.sub("", pattern)
-    return stem if stem.endswith((".weight", "_proj")) else f"{stem}.weight"
 
 
 def _dtypes(found: Survey) -> dict[str, int]:

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from moesaic.adapt.memory import Memory
-from moesaic.adapt.report import Report, Use
+from moesaic.adapt.report import Report
+from moesaic.adapt.uses import Use
 from moesaic.core.units import count_of, size_of
 
 WIDTH = 100
@@ -21,8 +22,15 @@ SERVED = {
     "its own code": "[yellow]computed by code in its folder[/]",
     "": "[red]not known here[/]",
 }
-STATES = {"ignored": "[dim]not needed[/]", "unused": "[red]no use[/]", "unknown": "", "checked": "[dim]must equal[/] "}
+STATES = {
+    "ignored": "[dim]not needed[/]",
+    "unused": "[red]no use[/]",
+    "unknown": "",
+    "checked": "[dim]must equal[/] ",
+    "guessed": "[yellow]?[/] ",
+}
 MOST_PROBLEMS = 40
+DESCRIBED = 2  # of the nearest architectures, how many are told about
 
 
 def console(width: int | None = None) -> Console:
@@ -33,7 +41,8 @@ def console(width: int | None = None) -> Console:
 
 def show(report: Report, to: Console) -> None:
     """Print all of a report."""
-    for part in (_head(report), _sizes(report), *_memory(report), _tensors(report), *_wrong(report)):
+    near = _nearest(report)
+    for part in (_head(report), _sizes(report), *_memory(report), _tensors(report), *near, *_wrong(report)):
         to.print(part)
 
 
@@ -131,9 +140,9 @@ def _tensors(r: Report) -> RenderableType:
 
 
 def _count(use: Use) -> str:
-    """`16 × 64` of layers and experts, where each has each."""
+    """`16×64` of layers and experts, where each has each."""
     layers, experts = _size(use.layers), _size(use.experts)
-    return f"{layers} × {experts}" if layers and experts and layers * experts == use.count else f"{use.count:,}"
+    return f"{layers}×{experts}" if layers and experts and layers * experts == use.count else f"{use.count:,}"
 
 
 def _size(ranges: str) -> int:
@@ -143,6 +152,21 @@ def _size(ranges: str) -> int:
         first, _, last = run.partition("..")
         total += int(last or first) - int(first) + 1
     return total
+
+
+def _nearest(r: Report) -> Iterator[RenderableType]:
+    if not r.nearest:
+        return
+    table = _table("Known architectures that are built alike", "architecture", ">score", ">tensors", ">config")
+    for like in r.nearest:
+        table.add_row(like.architecture, *(f"{share:.2f}" for share in (like.score, like.tensors, like.config)))
+    yield table
+    for like in r.nearest[:DESCRIBED]:
+        differs = like.differs
+        yield Text(f"{like.architecture}: {'differs in' if differs else 'differs in nothing that shows'}", style="bold")
+        for what in differs:
+            yield _item(" ", "", what)
+    yield Text("")
 
 
 def _wrong(r: Report) -> Iterator[RenderableType]:

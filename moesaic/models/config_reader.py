@@ -56,13 +56,17 @@ class ConfigReader(KeyReader):
             instead: values that count whatever the object has under these keys.
         """
         values, path, prefix = self._object(key, aliases)
-        child = ConfigReader({**values, **instead}, path, prefix, metadata)
+        child = self._another({**values, **instead}, path, prefix, metadata)
         if metadata:
             child.refuse_unless("is_encoder_decoder", False)
             child.refuse_unless("add_cross_attention", False)
             child.ignore("cross_attention_hidden_size", "tie_encoder_decoder")
         self._children.append(child)
         return child
+
+    def _another(self, values: Mapping[str, Any], path: str, prefix: str, metadata: bool) -> "ConfigReader":
+        """A reader of the same kind, of an object within."""
+        return ConfigReader(values, path, prefix, metadata)
 
     def finish(self) -> None:
         """Raise UnsupportedError for all keys that nobody asked for, and for weights quantised in a way that is not

@@ -80,7 +80,7 @@ def account(parameters: Mapping[str, Shape], rules: Iterable[AnyRule], tensors: 
     """Match all `parameters` of the model with all `tensors` of a checkpoint."""
     book = RuleBook(rules, parameters, tensors)
     places = {name: book.locate(name, shape) for name, shape in parameters.items()}
-    expected = _expected_shapes(places)
+    expected = expected_shapes(places)
     ignored = [name for name in tensors if name not in expected and book.ignored(name)]
     surplus = tensors.keys() - expected.keys() - set(ignored)
     checks = [Copy(name, (), book.ties[name]) for name in sorted(surplus & book.ties.keys())]
@@ -129,7 +129,7 @@ def _described(accounts: Accounting, tensors: Mapping[str, Shape]) -> list[str]:
     ]
 
 
-def _expected_shapes(places: Mapping[str, list[Place]]) -> dict[str, Shape]:
+def expected_shapes(places: Mapping[str, list[Place]]) -> dict[str, Shape]:
     """The shape of every tensor that some parameter may lie in, from the parameters in it."""
     parts: dict[str, list[tuple[Index, Shape]]] = defaultdict(list)
     for options in places.values():
