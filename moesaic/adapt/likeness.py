@@ -8,6 +8,7 @@ from typing import Any
 from moesaic.adapt.compare import Comparison, Match, compare, wanted_by
 from moesaic.adapt.lenient import LenientReader, Reading
 from moesaic.adapt.measured import measured
+from moesaic.adapt.misfits import flat
 from moesaic.adapt.names import Group
 from moesaic.adapt.survey import Survey
 from moesaic.models.config_reader import METADATA
@@ -63,8 +64,8 @@ class Likeness:
 def nearest_architectures(found: Survey, most: int = 5) -> list[Likeness]:
     """The known architectures that a checkpoint is built like, best first."""
     groups = [group for group in found.weight_groups if len(group)]
-    facts = measured(groups)
     config = {k: v for k, v in (found.config or {}).items() if k != "quantization_config"}
+    facts = measured(groups, (key.rpartition(".")[2] for key, _ in flat(config)))
     likenesses = [_likeness(a, groups, config, facts) for a in _described_by_specs()]
     ranked = sorted((like for like in likenesses if like is not None), key=lambda like: -like.score)
     return ranked[:most]

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from moesaic.adapt.lenient import SAME
@@ -12,8 +12,12 @@ from moesaic.adapt.parts import guessed_part
 HEAD_DIMS = (128, 64, 96, 80, 256, 192, 32, 16, 8)  # of models that there are, the most usual first
 
 
-def measured(groups: Sequence[Group]) -> dict[str, Any]:
-    """Values of the usual config keys that tensors tell, or make likely: sizes, layers, experts, heads, vocabulary."""
+def measured(groups: Sequence[Group], stated: Iterable[str] = ()) -> dict[str, Any]:
+    """Values of the usual config keys that tensors tell, or make likely: sizes, layers, experts, heads, vocabulary.
+
+    Args:
+        stated: keys of the config; heads are guessed only where it says nothing of them.
+    """
     vectors = Counter(g.shape[0] for g in groups if g.layers and len(g.shape) == 1)
     hidden = vectors.most_common(1)[0][0] if vectors else None
     facts: dict[str, Any] = {"hidden_size": hidden, "max_position_embeddings": 2048}
@@ -31,7 +35,8 @@ def measured(groups: Sequence[Group]) -> dict[str, Any]:
         elif group.layers and part == "dense" and len(group.shape) == 2 and inner:
             facts["intermediate_size"] = inner[0]
     facts.setdefault("intermediate_size", facts.get("moe_intermediate_size"))
-    facts |= _heads(groups)
+    if not set(stated) & set(SAME["num_attention_heads"]):
+        facts |= _heads(groups)
     return {same: value for key, value in facts.items() if value is not None for same in SAME[key]}
 
 
