@@ -2,6 +2,7 @@
 written out."""
 
 import os
+import re
 
 import pytest
 import torch
@@ -41,6 +42,47 @@ def test_directories(made, tmp_path, family, leaf, rest):
     model, state = made(family)
     layouts.write_directories(state, tmp_path, leaf, rest)
     check(model, tmp_path)
+
+
+ARCH = """
+from moesaic.models.archs.olmoe import spec
+from moesaic.weights.rules import experts, rename
+
+ARCHITECTURE = "FoldersForCausalLM"
+RULES = [
+    rename("embed_tokens.weight", "embed.weight"),
+    rename("head.weight", "lm_head.weight"),
+    rename("final_norm.weight", "norm.weight"),
+    *(rename(f"layer_{{l}}.attn.{n}.weight", f"layers.{{l}}.attention.{n}.weight") for n in "qkvo"),
+    *(rename(f"layer_{{l}}.attn.{n}_norm.weight", f"layers.{{l}}.attention.{n}_norm.weight") for n in "qk"),
+    rename("layer_{l}.norm_1.weight", "layers.{l}.attention_norm.weight"),
+    rename("layer_{l}.norm_2.weight", "layers.{l}.ffn_norm.weight"),
+    rename("layer_{l}.router.weight", "layers.{l}.mlp.router.weight"),
+    *experts("layer_{l}.expert_{e}", gate="gate_proj", up="up_proj", down="down_proj"),
+]
+"""
+RENAMED = {
+    "model.embed_tokens": "embed_tokens", "lm_head": "head", "model.norm": "final_norm", "self_attn.": "attn.",
+    "_proj.weight": ".weight", "input_layernorm": "norm_1", "post_attention_layernorm": "norm_2", "mlp.gate": "router",
+}  # fmt: skip
+
+
+def test_names_that_are_paths_fit_the_rules_of_a_drafted_architecture(made, tmp_path):
+    """`layer_0/expert_3/up_proj.bin`: layer and expert are numbers in a template as in any other name."""
+    model, state = made("olmoe")
+    for name, tensor in state.items():
+        path = re.sub(r"model\.layers\.(\d+)\.", r"layer_\1/", name)
+        if "experts" in path:
+            path = re.sub(r"mlp\.experts\.(\d+)\.", r"expert_\1/", path).removesuffix(".weight")
+        else:
+            for theirs, ours in RENAMED.items():
+                path = path.replace(theirs, ours)
+            path = path.removesuffix(".weight").replace(".", "/")
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(tensor, tmp_path / f"{path}.bin")
+    assert (tmp_path / "layer_2" / "expert_7" / "up_proj.bin").is_file()
+    (tmp_path / "arch.py").write_text(ARCH)
+    check(model, tmp_path, arch=str(tmp_path / "arch.py"))
 
 
 CHUNKED = {"chunks": True, "compression": "gzip", "shuffle": True}

@@ -77,3 +77,20 @@ def test_more_files_than_a_process_may_open(tmp_path):
             assert into.tolist() == [expert, expert]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
+@pytest.mark.parametrize("rest", ["model.pt", "weights.bin", "base.pth", "model.safetensors", "pytorch_model.bin"])
+def test_the_rest_lies_beside_the_folders(tmp_path, rest):
+    (tmp_path / "layer_0").mkdir()
+    torch.save(torch.ones(1), tmp_path / "layer_0" / "w.bin")
+    others = {"model.norm.weight": torch.ones(2)}
+    if rest.endswith(".safetensors"):
+        save_file(others, tmp_path / rest)
+        torch.save(others, tmp_path / "pytorch_model.bin")  # again: left alone
+        torch.save(torch.ones(1), tmp_path / "head.bin")
+    else:
+        torch.save(others, tmp_path / rest)
+    found = open_source(str(tmp_path)).tensors
+    more = {"head.weight"} if rest.endswith(".safetensors") else set()
+    assert set(found) == {"layer_0.w.weight", "model.norm.weight"} | more
+    assert found["model.norm.weight"].file == str(tmp_path / rest)

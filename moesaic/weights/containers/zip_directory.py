@@ -18,6 +18,7 @@ LOCAL_LENGTHS_AT = 26
 LOCAL_BYTES = 30
 MAX_COMMENT = 1 << 16
 MAX_ENTRIES = 500_000
+MAX_DIRECTORY = 1 << 27  # bytes
 FEW_BYTES = 1 << 12  # of which the directory of a small archive takes less
 
 
@@ -68,7 +69,7 @@ class Archive:
     def _read_directory(self) -> dict[str, Entry]:
         start, size, count = self._find_directory()
         self._end = start
-        if count > MAX_ENTRIES or size < count * CENTRAL.size or start + size > self.size:
+        if count > MAX_ENTRIES or not count * CENTRAL.size <= size <= MAX_DIRECTORY or start + size > self.size:
             raise ValueError(f"{count} entries in {size} bytes")
         directory, at = self._at(start, size), 0
         entries: dict[str, Entry] = {}

@@ -25,6 +25,9 @@ SAYS_NOTHING = re.compile(
 )
 WHOLE = re.compile(r"(^|\.)(layers?|blocks?|h)[._]\d+[._]")
 
+LOOKED_AT = 100_000  # files of a folder that may be anything
+MAX_FILES = 5_000_000  # of a checkpoint
+
 
 def open_tree(folder: str) -> dict[str, ReadableInfo] | None:
     """The tensors of a checkpoint that keeps experts or layers in folders of their own; None for another.
@@ -32,17 +35,16 @@ def open_tree(folder: str) -> dict[str, ReadableInfo] | None:
     Raises:
         CheckpointError: a file is damaged, or two tensors have one name.
     """
-    below = natural(files_below(folder))
-    if not any(TREE.search(os.path.dirname(path)) for path in below):
+    if not any(TREE.search(os.path.dirname(path)) for path in files_below(folder, LOOKED_AT)):
         return None
+    below = natural(files_below(folder, MAX_FILES))
     shards = find_shards(folder, "model.safetensors", "*.safetensors")
     shards = shards or find_shards(folder, "pytorch_model.bin", "pytorch_model*.bin")
-    loose = [
-        path
-        for path in sorted(os.listdir(folder))
-        if holds_weights(path) and not SAYS_NOTHING.fullmatch(_stem(path)) and os.path.join(folder, path) not in shards
-    ]
-    return named_tensors(folder, [*(os.path.relpath(path, folder) for path in shards), *loose, *below])
+    first = [os.path.relpath(path, folder) for path in shards]
+    loose = [path for path in sorted(os.listdir(folder)) if holds_weights(path) and path not in first]
+    if shards:  # the same weights in another kind of shards are left alone
+        loose = [path for path in loose if not SAYS_NOTHING.fullmatch(_stem(path))]
+    return named_tensors(folder, [*first, *loose, *below])
 
 
 def named_tensors(folder: str, paths: list[str]) -> dict[str, ReadableInfo]:
