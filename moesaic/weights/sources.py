@@ -64,6 +64,8 @@ def open_source(folder: str, load_format: LoadFormat = "auto") -> Source:
             if source is not None:
                 _log_choice(folder, name, source)
                 return source
+    if not os.path.isdir(folder):
+        raise CheckpointError(f"{folder} is one file, and none that is a whole checkpoint")
     _refuse_distributed(folder)
     formats = OPENERS if load_format == "auto" else [load_format]
     raise CheckpointError(f"{folder} holds no weights as {' or '.join(formats)} (it holds: {_listing(folder)})")
