@@ -2,8 +2,6 @@
 the range of its dtype, the router before it, and the experts beside it."""
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +10,25 @@ from torch import Tensor
 
 from moesaic.experts.routing import Router
 from moesaic.kernels.cpu.matmul import PackedExperts
-from moesaic.kernels.reference_moe import ACTIVATIONS, activate_gated, linear
-from moesaic.kernels.registry import kernel
+from moesaic.kernels.reference_moe import linear
 from moesaic.layers.base import Layer
+from moesaic.models.hf_backend.experts import Experts
 from moesaic.worker.findings import Finding, RouterState
-from moesaic.worker.weight_notes import ABSURD_EXPERT, Weights
+from moesaic.worker.products import DAMAGED, Cause, advice_for, ends, first_bad, of_activation, of_experts, of_product
+from moesaic.worker.weight_notes import Weights
 
 if TYPE_CHECKING:
     from moesaic.worker.watch import Sight
 
 LAYER = r"(?:^|\.)(\d+)(?:\.|$)"  # the first number of a path
+EXPERT = r"experts\.(\d+)(?:\.|$)"
+MARGIN = 1e4  # how many squares of what it was given an operation may add up
+MOST_NAMES = 4
+WITH_WEIGHTS = (  # of the modules in the one that calls them
+    *("spread_linear", "gather_linear", "head_linear", "prepare_qkv", "prepare_latent", "prepare_index"),
+    *("causal_conv", "gated_delta", "linear_attention", "selective_scan", "ssd_scan", "gated_norm", "norm_heads"),
+)
 PRODUCTS = ("linear", "gated_linear", "activated_linear")
-DAMAGED = "The weight is damaged, in the checkpoint or since: get it, or convert it, anew"
 WORDS = {  # what an operation gives, by which of its outputs; "" for what its module is called
     "add_rms_norm": ("the residual stream before it", ""),
     "add_layer_norm": ("the residual stream before it", ""),
@@ -33,27 +38,10 @@ WORDS = {  # what an operation gives, by which of its outputs; "" for what its m
     "fused_moe": ("experts",),
     "route": ("weights of experts",),
     "mix": ("sum",),
+    "spread_linear": ("queries of experts",),
+    "gather_linear": ("output of experts",),
+    "head_linear": ("projection of heads",),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cause:
-    """What is known of one operation that fails.
-
-    Attributes:
-        op: by the name of its weight, or in words.
-        names: canonical ones of weights that take part, the one in question first.
-    """
-
-    op: str
-    cause: str
-    advice: str
-    expert: int | None = None
-    largest: float | None = None
-    exact: float | None = None
-    expert_norms: dict[int, float] | None = None
-    names: tuple[str, ...] = ()
-    router: RouterState | None = None
 
 
 class Examiner:
@@ -66,7 +54,7 @@ class Examiner:
 
     def __init__(self, model: Any) -> None:
         self.routers: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        self.weights = Weights(dict(model.named_views()))
+        self.weights = Weights(_views_of(model))
 
     @staticmethod
     def name_of(path: str, op: str, part: int) -> str:
@@ -75,7 +63,7 @@ class Examiner:
         word = words[part] if part < len(words) else ""
         return f"{path}: {word}" if word else path or "model"
 
-    def examine(self, sight: "Sight", row: int, position: int | None, before: list[tuple[str, float]]) -> Finding:
+    def examine(self, sight: "Sight", row: int, position: int | None) -> Finding:
         """What is to say of one row of an output that is not finite.
 
         Args:
@@ -87,7 +75,7 @@ class Examiner:
         state = found.router or (self._router(path, row) if position is not None else None)
         return Finding(
             layer=layer,
-            expert=found.expert if found.expert is not None else _number(r"experts\.(\d+)(?:\.|$)", path),
+            expert=found.expert if found.expert is not None else _number(EXPERT, path),
             op=found.op,
             where=path,
             kind="NaN" if bool(bad.isnan().any()) else "infinity",
@@ -99,7 +87,7 @@ class Examiner:
             router=state,
             expert_norms=found.expert_norms or {},
             weights=[self.weights.note(name) for name in found.names],
-            before=before,
+            before=sight.before,
             position=position,
         )
 
@@ -107,31 +95,38 @@ class Examiner:
         if sight.kept:
             return _kept(sight, row)
         if sight.site.op == "fused_moe":
-            return self._of_experts(sight, row)
+            return of_experts(self.weights, sight.site.path, sight.args, sight.kwargs, row)
         if sight.site.op in PRODUCTS:
             return self._of_linear(sight, row)
+        ours = sight.site.module.__dict__.get("moesaic")  # experts of a model that transformers computes
+        if isinstance(ours, Experts):
+            hidden, ids, weights = (arg.reshape(-1, arg.shape[-1]) for arg in sight.args)
+            hidden = hidden.float() if ours.backend == "cpu" else hidden
+            bounds = {"alpha": ours.activation.alpha, "limit": ours.activation.limit}
+            given = hidden, ids, weights, ours.weights, ours.activation.name
+            return of_experts(self.weights, sight.site.path, given, bounds, row)
         return self._of_other(sight, row)
 
     def _of_linear(self, sight: "Sight", row: int) -> Cause:
         """A projection; of one that holds several, the one of the first bad output."""
         site, x, matrix = sight.site, sight.args[0][row], sight.args[1]
         bias = sight.args[2] if len(sight.args) > 2 else None
-        column = _first_bad(sight.output[row])
+        column = first_bad(sight.output[row])
         if site.op != "linear":  # the activation is in it: the product is wider, or smaller, than what it gives
             wide = linear(x[None], matrix, bias)[0]
             if wide.isfinite().all():
-                return _of_activation(wide, _relative(site.path, "activation"))
-            column = _first_bad(wide)
+                return of_activation(wide, _relative(site.path, "activation"))
+            column = first_bad(wide)
         part = _part(site, column)
-        name = self._name(site.path, part)
+        name = self.weights.find(site.path, part)
         if isinstance(site.module, Router):
             return self._of_router(sight, row, column, name)
-        return self._of_product(x, matrix, bias, column, name, _relative(site.path, part), sight.output.dtype)
+        return of_product(self.weights, x, matrix, bias, column, name, _relative(site.path, part), sight.output.dtype)
 
     def _of_router(self, sight: "Sight", row: int, expert: int, name: str | None) -> Cause:
         logits = sight.output[row].float()
-        found = self._of_product(
-            sight.args[0][row], sight.args[1], None, expert, name, "router", sight.output.dtype,
+        found = of_product(
+            self.weights, sight.args[0][row], sight.args[1], None, expert, name, "router", sight.output.dtype,
             "Compute the router in float32 (--dtype float32), or clamp its logits (`StableRouter`)",
         )  # fmt: skip
         return Cause(
@@ -139,114 +134,43 @@ class Examiner:
             largest=found.largest, exact=found.exact, names=found.names, router=_state(logits, logits[:0], logits[:0]),
         )  # fmt: skip
 
-    def _of_experts(self, sight: "Sight", row: int) -> Cause:
-        """The experts of one token: which of them, and which of its matrices."""
-        hidden, ids, weights, pages, activation = sight.args[:5]
-        options = {key: sight.kwargs[key] for key in ("alpha", "limit") if key in sight.kwargs}
-        x, chosen = hidden[row : row + 1], ids[row].tolist()
-        if sight.kwargs.get("weight_on_input"):
-            x = (x * weights[row].max()).to(x.dtype)
-        slots = {e: s for e, s in enumerate(pages.slot_of.tolist()) if s >= 0}
-        every = torch.tensor([[e] for e in slots], dtype=torch.int32, device=x.device)
-        run = kernel("fused_moe", "cpu" if isinstance(pages, PackedExperts) else "reference")
-        each = run(
-            x.repeat(len(slots), 1), every, torch.ones(len(slots), 1, device=x.device), pages, activation, **options
-        )
-        norms = dict(zip(slots, each.double().norm(dim=1).tolist(), strict=True))
-        spoilt = [e for e, out in zip(slots, each, strict=True) if e in chosen and not out.isfinite().all()]
-        largest = float(x.abs().max())
-        if not spoilt:
-            return Cause(op="sum of experts", cause="each expert's output is finite, their weighted sum is not",
-                         advice=_advice(each.dtype), largest=largest, expert_norms=norms)  # fmt: skip
-        expert, path = spoilt[0], sight.site.path
-        gate_up, down = pages.gate_up[slots[expert]], pages.down[slots[expert]]
-        biases = [None if b is None else b[slots[expert]] for b in (pages.gate_up_bias, pages.down_bias)]
-        gated = gate_up.shape[0] == 2 * down.shape[1]
-        names = {p: self._name(path, f"experts.{expert}.{p}") or self._name(path, f"{expert}.{p}") for p in GATED}
-        wide = linear(x, gate_up, biases[0])
-        inner = activate_gated(wide.clone(), activation, **options) if gated else ACTIVATIONS[activation](wide)
-        if not wide.isfinite().all():
-            column = _first_bad(wide[0])
-            part = "gate" if gated and column < down.shape[1] else "up"
-            found = self._of_product(x[0], gate_up, biases[0], column, names[part], part, wide.dtype)
-        elif not inner.isfinite().all():
-            found = _of_activation(wide, "activation")
-        else:
-            column = _first_bad(linear(inner, down, biases[1])[0])
-            found = self._of_product(inner[0], down, biases[1], column, names["down"], "down", each.dtype)
-        beside = (name for part, name in names.items() if name is not None and part != found.op)
-        return Cause(op=found.op, cause=found.cause, advice=found.advice, expert=expert, largest=largest,
-                     exact=found.exact, expert_norms=norms, names=(*found.names, *beside))  # fmt: skip
-
-    def _of_product(
-        self, x: Tensor, matrix: Any, bias: Tensor | None, column: int, name: str | None, op: str, dtype: torch.dtype,
-        instead: str = "",
-    ) -> Cause:  # fmt: skip
-        """One output of a product: `x` `[K]` with row `column` of the matrix.
-
-        Args:
-            instead: the advice for an overflow.
-        """
-        weight = matrix[column] if isinstance(matrix, Tensor) else matrix.unpack(column, 1)[0]
-        largest, exact = float(x.abs().max()), float((x.double() @ weight.double()).abs())
-        names = () if name is None else (name,)
-        note = self.weights.note(name) if name is not None else None
-        if not weight.isfinite().all() or (note is not None and note.nonfinite):
-            where = "" if note is None else f": {note.spoilt}"
-            cause, advice = f"the weight has numbers that are not finite{where}", DAMAGED
-        elif bias is not None and not bias.isfinite().all():
-            cause, advice = "its bias has numbers that are not finite", DAMAGED
-        elif not isfinite(largest):
-            cause, advice = "it was given numbers that are not finite", "See what comes before it"
-        else:
-            cause, advice = f"overflow: it gives {exact:.4g}, and {_ends(dtype)}", instead or _advice(dtype)
-            if note is not None and note.ratio is not None and note.ratio > ABSURD_EXPERT:
-                cause += f"; {name} is {note.ratio:.3g} times as large as its neighbours"
-                advice = "The weight looks damaged, for instance by a wrong scale of a quantised group: convert it anew"
-        return Cause(op=op, cause=cause, advice=advice, largest=largest, exact=exact, names=names)
-
     def _of_other(self, sight: "Sight", row: int) -> Cause:
-        """What has no matrix: norms, attention, sums, tables; or a whole module of another library's."""
-        site = sight.site
-        op = _relative(site.path, "")
-        name = self.name_of(op, site.op, sight.part)
-        bad = [n for n in self._small(site) if self.weights.measure(n).nonfinite]
+        """What has no matrix of its own as an argument: norms, attention, scans, sums, tables; or a whole module."""
+        site, dtype = sight.site, sight.output.dtype
+        name = self.name_of(_relative(site.path, ""), site.op, sight.part)
+        bad = [n for n in self._taking_part(site) if self.weights.measure(n).nonfinite]
         if bad:
             note = self.weights.note(bad[0])
-            expert = note.first[0] if note.first is not None and len(note.first) > 2 else None
+            expert = _number(EXPERT, bad[0])
+            if expert is None and note.first is not None and len(note.first) > 2:
+                expert = note.first[0]  # of a stack of experts
             cause = f"the weight has numbers that are not finite: {note.spoilt}"
-            return Cause(op=name, cause=cause, advice=DAMAGED, expert=expert, names=tuple(bad))
+            return Cause(op=name, cause=cause, advice=DAMAGED, expert=expert, names=tuple(bad[:MOST_NAMES]))
         given = [float(a.abs().max()) for a in sight.args if _is_rows(a)]
         largest = max((peak for peak in given if isfinite(peak)), default=None)
         if "attention" in site.op:
             return Cause(op=name, largest=largest, cause="queries are finite, kept keys or values are not",
                          advice="See --kv-cache-dtype, and prompts that begin alike")  # fmt: skip
         if site.op == "route":
-            state = self._router(site.path, row)
-            return Cause(op="weights of experts", largest=largest, router=state,
+            return Cause(op="weights of experts", largest=largest, router=self._router(site.path, row),
                          cause="the logits are finite, the weights that are made of them are not",
                          advice="Compute the router in float32, or clamp its logits (`StableRouter`)")  # fmt: skip
-        reaches = (
-            "" if largest is None else f": what it was given reaches {largest:.4g}, and {_ends(sight.output.dtype)}"
-        )
-        return Cause(op=name, cause=f"overflow{reaches}", advice=_advice(sight.output.dtype), largest=largest)
+        if largest is not None and largest**2 < torch.finfo(dtype).max / MARGIN:
+            cause = f"it was given finite numbers, up to {largest:.4g}, and no weight of its own is damaged"
+            return Cause(op=name, cause=cause, advice="See what else it reads", largest=largest)
+        reaches = "" if largest is None else f": what it was given reaches {largest:.4g}, and {ends(dtype)}"
+        return Cause(op=name, cause=f"overflow{reaches}", advice=advice_for(dtype), largest=largest)
 
-    def _small(self, site: Any) -> Iterator[str]:
-        """Canonical names of the weights that a module itself holds."""
-        if site.op == "embed":
-            yield from (name for name in (f"{site.path}.weight",) if name in self.weights)
-        elif site.op == "module" or isinstance(site.module, Layer):
-            for name, _ in site.module.named_parameters(recurse=False):
-                if f"{site.path}.{name}" in self.weights:
-                    yield f"{site.path}.{name}"
-
-    def _name(self, path: str, part: str) -> str | None:
-        """The canonical name of a weight in a module: its own, or that of a part which stands beside it."""
-        beside = path.rpartition(".")[0]
-        for name in (f"{path}.{part}.weight" if part else f"{path}.weight", f"{beside}.{part}.weight"):
-            if name in self.weights:
-                return name
-        return None
+    def _taking_part(self, site: Any) -> list[str]:
+        """Canonical names of the weights that an operation reads besides its arguments."""
+        if site.op in WITH_WEIGHTS:
+            return [name for name in self.weights.views if name.startswith(f"{site.path}.")]
+        if "attention" in site.op:  # norms of queries and keys, sinks: all others were in products before
+            under = (name for name in self.weights.views if name.startswith(f"{site.path}."))
+            return [name for name in under if len(self.weights.views[name].shape) == 1]
+        own = [name for name, _ in site.module.named_parameters(recurse=False)]
+        own += ["weight"] if site.op == "embed" else []
+        return [full for full in dict.fromkeys(f"{site.path}.{name}" for name in own) if full in self.weights]
 
     def _router(self, path: str, row: int) -> RouterState | None:
         """What the last router of the same layer said of a token."""
@@ -259,7 +183,20 @@ class Examiner:
         return None
 
 
-GATED = ("gate", "up", "down")
+def _views_of(model: Any) -> dict[str, Any]:
+    """Weights by name, as loading fills them; of a model that transformers computes, also the experts that our kernels
+    keep packed."""
+    views = {name: view for name, view in model.named_views() if 0 not in view.shape}
+    if isinstance(model, Layer):
+        return views
+    for path, module in model.model.named_modules():
+        pages = getattr(module.__dict__.get("moesaic"), "weights", None)
+        if not isinstance(pages, PackedExperts):
+            continue
+        for expert, (wide, down) in enumerate(zip(pages.gate_up, pages.down, strict=True)):
+            parts = {"gate": wide.gate_sink(), "up": wide.up_sink()} if wide.gated else {"up": wide.sink()}
+            views |= {f"{path}.{expert}.{part}.weight": sink for part, sink in {**parts, "down": down.sink()}.items()}
+    return views
 
 
 def _state(logits: Tensor, weights: Tensor, ids: Tensor) -> RouterState:
@@ -272,18 +209,12 @@ def _state(logits: Tensor, weights: Tensor, ids: Tensor) -> RouterState:
     )
 
 
-def _of_activation(wide: Tensor, op: str) -> Cause:
-    """An activation whose input is finite."""
-    cause = f"overflow: it is given up to {float(wide.abs().max()):.4g}, and {_ends(wide.dtype)}"
-    return Cause(op=op, cause=cause, advice=_advice(wide.dtype))
-
-
 def _kept(sight: "Sight", row: int) -> Cause:
     """Keys or values that a float16 cache cannot hold."""
     query = _relative(sight.site.path, "")
     return Cause(
         op=f"{query}: keys and values as they are kept",
-        cause=f"overflow: what is kept of a token is larger than the cache's dtype holds, and {_ends(torch.float16)}",
+        cause=f"overflow: what is kept of a token is larger than the cache's dtype holds, and {ends(torch.float16)}",
         advice="Keep keys and values in another dtype: --kv-cache-dtype bfloat16 or float32",
     )
 
@@ -307,22 +238,8 @@ def _relative(path: str, part: str) -> str:
     return f"{above}.{part}" if above else part
 
 
-def _first_bad(numbers: Tensor) -> int:
-    return int((~numbers.isfinite()).nonzero()[0, -1])
-
-
 def _is_rows(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 1 and value.numel() > 0
-
-
-def _ends(dtype: torch.dtype) -> str:
-    return f"{str(dtype).removeprefix('torch.')} ends at {torch.finfo(dtype).max:.5g}"
-
-
-def _advice(dtype: torch.dtype) -> str:
-    if dtype is torch.float16:
-        return "Run it with --dtype bfloat16 or float32"
-    return "No dtype holds this: see the weights before it, their scales, and whether something there must be clamped"
 
 
 def _number(pattern: str, path: str) -> int | None:

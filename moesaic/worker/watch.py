@@ -52,6 +52,7 @@ class Sight:
 
     Attributes:
         part: which of its outputs.
+        before: the largest values of what the operations before it gave.
         kept: it is about what was written to the cache, not about the output.
     """
 
@@ -60,6 +61,7 @@ class Sight:
     kwargs: dict[str, Any]
     output: Tensor
     part: int
+    before: list[tuple[str, float]]
     kept: bool = False
 
     @property
@@ -163,19 +165,21 @@ class Watch:
         for part, tensor in enumerate(_floats(output)):
             peak = _peak(tensor)
             name = self._examiner.name_of(site.path, site.op, part)
-            self._recent.append((name, peak))
             if isfinite(peak):
+                self._recent = [*self._recent[1 - RECENT :], (name, peak)]
                 if peak >= self.peaks.get(name, (0.0,))[0]:
                     self.peaks[name] = peak, tensor.dtype
             elif not (isinstance(site.module, Router) and bool((tensor < inf).all())):  # -inf: it is never chosen
-                self._found(Sight(site, args, kwargs, tensor, part))
+                self._found(Sight(site, args, kwargs, tensor, part, self._recent))
+            if self._pending is not None and self._tokens_of(site, len(tensor), []) is not None:
+                self._pending = None  # who it was of has shown, or it came to nothing
         if site.op == "prepare_qkv" and (kept := _overflowing(args, kwargs, output)) is not None:
-            self._found(Sight(site, args, kwargs, kept, 0, kept=True))
+            self._found(Sight(site, args, kwargs, kept, 0, self._recent, kept=True))
 
     def _found(self, sight: Sight) -> None:
         """Blame the place for each sequence whose rows were good until here."""
         rows = sight.bad_rows.nonzero().flatten().tolist()
-        tokens = None if sight.site.scattered else self._tokens_of(len(sight.bad_rows), rows)
+        tokens = self._tokens_of(sight.site, len(sight.bad_rows), rows)
         if tokens is None:
             self._pending = self._pending or sight
             return
@@ -186,8 +190,10 @@ class Watch:
             if seq_id not in self._of_sequence:
                 self._of_sequence[seq_id] = self._examine(sight, row, token)
 
-    def _tokens_of(self, count: int, rows: list[int]) -> list[int] | None:
+    def _tokens_of(self, site: Site, count: int, rows: list[int]) -> list[int] | None:
         """The step's tokens that these rows of so many are; None where they are others."""
+        if site.scattered:
+            return None
         if self._rows is not None:
             return [self._rows[row] for row in rows] if count == len(self._rows) else None
         return rows if count == len(self._sequence_of) else None
@@ -197,8 +203,7 @@ class Watch:
         if self._pending is not None:
             sight = self._pending
             row, position = int(sight.bad_rows.nonzero()[0]), None
-        before = [(name, peak) for name, peak in self._recent if isfinite(peak)][-RECENT:]
-        finding = self._examiner.examine(sight, row, position, before)
+        finding = self._examiner.examine(sight, row, position)
         if all(finding.place != known.place for known in self.findings):
             self.findings.append(finding)
             logger.error("%s", finding)

@@ -63,6 +63,17 @@ class Weights:
             self._measures[name] = Measure(self.views[name])
         return self._measures[name]
 
+    def find(self, path: str, part: str) -> str | None:
+        """The canonical name of a weight in a module: its own, or that of a part which stands beside the module. Of a
+        path, a layer that only holds others may not be in the name."""
+        parts = path.split(".")
+        shorter = [[*parts[:i], *parts[i + 1 :]] for i in range(len(parts) - 1)]
+        for inside in (parts, *shorter):
+            for named in ([*inside, part] if part else inside, [*inside[:-1], part]):
+                if (name := ".".join([*named, "weight"])) in self.views:
+                    return name
+        return None
+
     def note(self, name: str) -> WeightNote:
         """A weight beside its neighbours: the same in other layers and experts."""
         own, own_numbers = self.measure(name), _numbers(name)

@@ -12,6 +12,8 @@ from moesaic import LLM, SamplingParams
 from moesaic.core.errors import CheckpointError
 from moesaic.weights import loader
 from moesaic.weights.report import LoadReport
+from tests.parity.test_expert_paged_attention import ARCH
+from tests.parity.test_expert_paged_attention import WEIGHTS as OWNED
 
 PROMPTS = [[(5 * i + 3 * n) % 128 for i in range(n)] for n in (40, 9, 23)]
 EXPERT = "model.layers.1.mlp.experts.{}.{}_proj.weight"
@@ -266,6 +268,61 @@ def test_what_transformers_computes(damaged, family):
     finding = the_finding(engine_of(damaged(change, family), model_impl="transformers"))
     assert finding.layer == 1 and finding.where == "model.layers.1.post_attention_layernorm"
     assert "the first at [2]" in finding.cause
+
+
+@pytest.mark.parametrize("impl", ["transformers", "native"])
+def test_experts_of_both_ways(damaged, impl):
+    """Those that transformers' code calls are ours too."""
+
+    def change(tensors):
+        tensors[EXPERT.format(5, "up")][3, 2] = float("nan")
+
+    llm = engine_of(damaged(change, "deepseek_v3"), model_impl=impl)
+    assert "layer 1, expert 5, up" in generate(llm, PROMPTS[:1])[0].error
+    assert findings_of(llm)[0].weights[0].first == (3, 2)
+
+
+def test_a_shared_expert(damaged):
+    def change(tensors):
+        tensors["model.layers.1.mlp.shared_experts.down_proj.weight"][3, 2] = float("nan")
+
+    finding = the_finding(engine_of(damaged(change, "deepseek_v3")))
+    assert (finding.layer, finding.expert, finding.op) == (1, None, "mlp.shared.down")
+
+
+@pytest.mark.parametrize("part", "qk")
+def test_norms_of_queries_and_keys(damaged, part):
+    def change(tensors):
+        tensors[f"model.layers.1.self_attn.{part}_norm.weight"][2] = float("nan")
+
+    finding = the_finding(engine_of(damaged(change)))
+    assert finding.layer == 1 and f"1 in layers.1.attention.{part}_norm.weight, the first at [2]" in finding.cause
+    assert finding.op == {"q": "attention: queries", "k": "attention: the heads' output"}[part]
+
+
+@pytest.mark.parametrize("part", ["q", "o", "k"])
+def test_experts_that_attend_with_their_own(tmp_path, part):
+    """Their rows are not the step's tokens: the finding is that of the expert all the same."""
+    weights = {name: weight.clone() for name, weight in OWNED.items()}
+    weights[f"layers.0.attention.experts.2.{part}.weight"][1, 3] = float("nan")
+    save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 60, "num_experts": 4}))
+    (tmp_path / "arch.py").write_text(ARCH)
+    llm = engine_of(str(tmp_path), arch=str(tmp_path / "arch.py"))
+    finding = the_finding(llm, [[i % 60 for i in range(n)] for n in (30, 40)])
+    assert (finding.layer, finding.expert, finding.op) == (0, 2, part)
+    assert finding.weights[0].name == f"layers.0.attention.experts.2.{part}.weight" and finding.weights[0].first == (
+        1,
+        3,
+    )
+
+
+def test_experts_that_attend_with_common_keys(damaged):
+    def change(tensors):
+        tensors["model.layers.1.self_attention.experts.input_linear.weight"][4, 1, 2] = float("nan")
+
+    finding = the_finding(engine_of(damaged(change, "jetmoe")))
+    assert (finding.layer, finding.expert, finding.op) == (1, 4, "attention: queries of experts")
 
 
 def test_it_is_written_as_json(damaged):
