@@ -92,7 +92,7 @@ def _spec_of(name: str, fields: Mapping[str, Any], plain: Mapping[str, Any]) -> 
 
 
 def vote(near: list[Near], trait: Callable[[ModelSpec], Any]) -> tuple[Any, float, str]:
-    """What the most alike architectures compute: (the value that most have, their share, who was asked)."""
+    """What the most alike architectures compute: (the value that most have, their share, what shows it)."""
     best = [n for n in near if n.score > near[0].score - 0.01][:8] if near else []
     values = [(n.name, trait(n.spec)) for n in best]
     if not values:
@@ -100,8 +100,8 @@ def vote(near: list[Near], trait: Callable[[ModelSpec], Any]) -> tuple[Any, floa
     value, count = Counter(repr(v) for _, v in values).most_common(1)[0]
     chosen = next(v for _, v in values if repr(v) == value)
     names = [name for name, v in values if repr(v) == value]
-    shown = ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
-    return chosen, count / len(values), f"{shown}, built so, {'do' if len(names) > 1 else 'does'} it"
+    others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return chosen, count / len(values), f"as in {names[0]}{others}, built alike"
 
 
 def layer(spec: ModelSpec) -> LayerSpec:

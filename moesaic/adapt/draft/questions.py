@@ -75,7 +75,7 @@ def _voted(name: str, near: list[Near], trait: Callable[[ModelSpec], Any], optio
     options = tuple(options)
     choice, share, who = vote(near, trait)
     if choice not in options:
-        choice, share, who = options[0], 0.3, f"{who}; it is the usual one"
+        choice, share, who = options[0], 0.3, "it is the usual one"
     return Question(name, choice, _others(choice, options), who, min(0.9, 0.9 * share))
 
 
@@ -148,7 +148,7 @@ def _rope(s: Structure, f: Fields, near: list[Near]) -> list[Question]:
     else:
         voted = _voted("rotary positions", near, _rope_of, ("halves", "pairs", "none"))
         if any(g.tail in ("wq", "wk") for g in s.groups):
-            why = f"{voted.evidence}, but some checkpoints with such names turn neighbours"
+            why = f"{voted.evidence}; but some checkpoints with such names turn neighbours"
             voted = replace(voted, evidence=why, confidence=0.5)
         asked.append(voted)
     if "rope_theta" not in f.values and not (f.plain.get("rope_parameters") or f.plain.get("rope_scaling")):

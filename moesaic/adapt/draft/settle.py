@@ -92,10 +92,11 @@ def _judged(search: Search, name: str) -> Question:
     if not q.guessed:
         return q
     off = {other: search.run({**search.best, name: q.took(other)}) for other in q.others}
-    told = "it reproduces the reference's logits"
     as_good: list[Any] = [other for other, d in off.items() if d <= max(SAME, APART * search.difference)]
     if as_good:
-        return replace(q, evidence=f"{q.evidence}; {told}, as would {', '.join(map(str, as_good))}")
+        return replace(
+            q, evidence=f"{q.evidence}; the reference is reproduced as well by {', '.join(map(str, as_good))}"
+        )
     least = min(off.values(), default=float("inf"))
-    beside = f"; the next best answer is {least:.2g} off" if least < float("inf") else ""
-    return replace(q, evidence=f"{told} (difference {search.difference:.0e}{beside})", settled=True)
+    beside = f"; else it is off by {least:.2g}" if least < float("inf") else ""
+    return replace(q, evidence=f"so the reference is reproduced{beside}", settled=True)
