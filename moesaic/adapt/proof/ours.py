@@ -74,6 +74,7 @@ class OurModel:
         for layer in self.model.layers:
             own.append(caches[at : at + len(layer.cache_specs)])
             at += len(layer.cache_specs)
+        self.model.pools.lend(caches[at:])
         with self._watched(True) as ops:
             for i in range(self.num_layers):
                 first = i * self.group
