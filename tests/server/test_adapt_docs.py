@@ -20,7 +20,7 @@ STEPS = [
     for block in re.findall(r"```console\n(.*?)```", PAGE, re.DOTALL)
     for lines in (step.splitlines() for step in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:])
 ]
-QUOTES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+QUOTES = re.findall(r"```text\n(.*?)```", PAGE, re.DOTALL)
 SECONDS = 180
 
 
