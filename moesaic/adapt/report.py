@@ -24,6 +24,7 @@ from moesaic.models.parameters import parameter_shapes
 from moesaic.models.registry import Architecture
 from moesaic.models.spec import ExpertAttentionSpec, ExpertPagedAttentionSpec, ModelSpec
 from moesaic.weights.plan import Accounting, account
+from moesaic.weights.tensors import FLOATS
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def report_on(found: Survey, arch: str | None = None) -> Report:
         uses,
         tuple(wrongs),
         tuple(problems),
-        tuple(_remarks(found)),
+        tuple(_remarks(found, accounts is not None)),
         near,
     )
 
@@ -184,18 +185,20 @@ def stored_formats(found: Survey, accounts: Accounting | None) -> dict[str, Weig
     return {c.target: found.formats[c.source] for c in accounts.plan.copies if c.source in found.formats}
 
 
-def _remarks(found: Survey) -> list[str]:
-    """What is unusual."""
+def _remarks(found: Survey, known: bool) -> list[str]:
+    """What is unusual; where it is `known` what each tensor should be, only what is no misfit."""
     remarks = []
     for group in found.weight_groups:
         if len(group.dtypes) > 1:
             usual = max(group.dtypes, key=lambda dtype: group.dtypes[dtype])
             odd = [name for name in group.names.values() if found.weights[name].dtype != usual]
+            odd = [name for name in odd if not known or found.weights[name].dtype in FLOATS]
+            if not odd:
+                continue
             kinds = sorted({found.weights[name].dtype for name in odd})
             remarks.append(
-                f"{listed(odd, 3)} {'are' if len(odd) > 1 else 'is'} {listed(kinds)}, the other "
-                f"{len(group) - len(odd)} of {group.pattern} {usual}"
+                f"{listed(odd, 3)} {'are' if len(odd) > 1 else 'is'} {listed(kinds)}, others of {group.pattern} {usual}"
             )
-        if len(group.shapes) > 1:
+        if len(group.shapes) > 1 and not known:
             remarks.append(f"{group.pattern} comes in {len(group.shapes)} shapes: {listed(map(list, group.shapes), 4)}")
     return remarks

@@ -126,7 +126,7 @@ def _tensors(r: Report) -> RenderableType:
         head, layer, _ = use.pattern.partition("{l}")
         by_head.setdefault(f"{head}{layer}" if layer else "", []).append(use)
     for head, uses in by_head.items():
-        layers = max((use.layers for use in uses), key=len)
+        layers = max((use.layers for use in uses), key=_size)
         if head:
             table.add_row(f"[bold]{escape(head)}[/] [dim]l = {layers}[/]")
         for use in uses:

@@ -144,7 +144,9 @@ def survey(path: str) -> Survey:
     except MoesaicError as e:
         problems.append(Problem("config.json", str(e)))
     folder = path if os.path.isdir(path) else os.path.dirname(path)
-    files = sorted({os.path.relpath(file, folder) for info in source.tensors.values() for file in info.files})
+    files = sorted(
+        os.path.relpath(file, folder) for file in {f for info in source.tensors.values() for f in info.files}
+    )
     stored = (source.tensors, weights, source.naming, method, formats)
     return Survey(path, kind, config, *stored, tuple(files), tuple(problems))
 
