@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from moesaic.core.errors import CheckpointError
-from moesaic.weights.containers.pickled import PickledTensor, Placeholder, read_pickle
+from moesaic.weights.containers.pickled import read_pickle
+from moesaic.weights.containers.pickled_tensors import PickledTensor, Placeholder
 from moesaic.weights.containers.torch_file import read_header
 
 DTYPES = [

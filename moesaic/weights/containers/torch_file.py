@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moesaic.core.errors import CheckpointError
-from moesaic.weights.containers.pickled import PickledTensor, Placeholder, read_pickle
+from moesaic.weights.containers.pickled import read_pickle
+from moesaic.weights.containers.pickled_tensors import PickledTensor, Placeholder
 from moesaic.weights.containers.stored import StoredInfo, refuse_pointer
 from moesaic.weights.containers.zip_directory import Archive, Entry
 from moesaic.weights.tensors import ITEM_BITS, ReadableInfo
