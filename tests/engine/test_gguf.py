@@ -97,7 +97,10 @@ def test_quantised_ones_compute_what_their_blocks_stand_for(tiny_model, tmp_path
     file = write_gguf(folder, tmp_path / "quantised.gguf", remember)
     floats = write_gguf(folder, tmp_path / "floats.gguf", lambda name, _: (seen[name], None))
     assert any(info["type"] == kind for info in types(file))
-    torch.testing.assert_close(logits(file), logits(floats), atol=1e-4, rtol=1e-4)
+    wanted = logits(floats)
+    torch.testing.assert_close(logits(file, quantization="none"), wanted, atol=1e-4, rtol=1e-4)
+    kept = logits(file)  # as codes, where the kernels can: scales lose what bf16 does not hold, and a token may turn
+    assert ((kept - wanted).norm(dim=1) / wanted.norm(dim=1)).median() < 0.06  # to another expert
 
 
 def types(file):
