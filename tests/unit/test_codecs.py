@@ -158,7 +158,7 @@ def test_a_weight_is_what_its_codes_stand_for(tmp_path, case):
     found = whole(source, "a.b.weight")
     torch.testing.assert_close(found, floats, rtol=3e-7, atol=1e-9)
     assert torch.equal(whole(source, "a.norm.weight"), tensors["a.norm.weight"])
-    for index in [(slice(3, 21),), (slice(37, 40),), (5,), (slice(0, 0),), (9, slice(4, 70))]:
+    for index in [(slice(3, 4),), (slice(3, 21),), (slice(37, 40),), (5,), (slice(0, 0),), (9, slice(4, 70))]:
         into = torch.empty(found[index].shape, dtype=torch.bfloat16)
         source.read("a.b.weight", index, into)
         assert torch.equal(into, found[index].bfloat16()), index
@@ -238,6 +238,17 @@ def test_fp8_blocks_as_transformers_reads_them(tmp_path):
     assert torch.equal(into, expected[1, 11:32])
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_every_number_of_fp8(tmp_path, dtype):
+    stored = torch.arange(256, dtype=torch.uint8).view(16, 16).view(dtype)
+    for rows in (16, 1):
+        folder = tmp_path / str(rows)
+        folder.mkdir()
+        cut = stored[:rows, : 16 if rows == 16 else 15].contiguous()
+        source = opened(folder, {"m.weight": cut, "m.weight_scale": torch.ones(1)}, {"quant_method": "fp8"})
+        torch.testing.assert_close(whole(source, "m.weight"), cut.float(), rtol=0, atol=0, equal_nan=True)
+
+
 def test_a_weight_is_decoded_a_few_rows_at_a_time(tmp_path, monkeypatch):
     from moesaic.weights.codecs import encoded
 
@@ -311,6 +322,16 @@ def test_what_is_no_weight_is_left_out_where_the_config_says_so(tmp_path):
     assert sorted(opened(tmp_path, tensors, config).tensors) == left
     config = {"quant_method": CT, "config_groups": {"g": {**group, "input_activations": None}}}
     assert "l.k_scale" in opened(tmp_path, tensors, config).tensors  # which accounting reports
+
+
+def test_biases_that_the_quantiser_made_up(tmp_path):
+    parts, _ = gptq()(drawn(ROWS, COLS))
+    tensors = {f"{name}.{kind}": part.clone() for name in ("q", "o") for kind, part in parts.items()}
+    biases = {"q.bias": torch.ones(ROWS), "o.bias": torch.zeros(ROWS)}
+    config = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+    assert sorted(opened(tmp_path, tensors | biases, config).tensors) == ["o.weight", "q.bias", "q.weight"]
+    del biases["q.bias"]  # then the other is the model's own
+    assert sorted(opened(tmp_path, tensors | biases, config).tensors) == ["o.bias", "o.weight", "q.weight"]
 
 
 def test_headers_need_no_torch(tmp_path):

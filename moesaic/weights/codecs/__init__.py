@@ -13,7 +13,7 @@ from moesaic.core.log import get_logger
 from moesaic.weights.codecs.auto_round import AutoRound
 from moesaic.weights.codecs.awq import Awq
 from moesaic.weights.codecs.compressed_tensors import CompressedTensors
-from moesaic.weights.codecs.encoded import Codec, DecodedSource, StoredAs
+from moesaic.weights.codecs.encoded import Codec, DecodedSource, Parts, StoredAs
 from moesaic.weights.codecs.fp8 import Fp8
 from moesaic.weights.codecs.gguf import Gguf
 from moesaic.weights.codecs.gptq import Gptq
@@ -97,7 +97,9 @@ def decoded(source: Source, config: Mapping[str, Any]) -> Source:
         return source
     for what in codec.notes:
         log.info("the checkpoint quantises %s, too; here that stays 16 bits wide", what)
+    parts = Parts(source)
     dropped = [name for name in source.tensors if codec.drops(name)]
+    dropped += [name for name in codec.added(source.tensors) if not parts.read(name).any()]
     return DecodedSource(source, codec.weights(source.tensors), dropped)
 
 

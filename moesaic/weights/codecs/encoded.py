@@ -139,6 +139,10 @@ class Codec(ABC):
         """Whether a tensor is of no weight, but of how activations or the KV cache were quantised."""
         return False
 
+    def added(self, tensors: Mapping[str, TensorInfo]) -> list[str]:
+        """Tensors that the quantiser may have added to all modules: those that are zero mean nothing."""
+        return []
+
 
 class DecodedSource:
     """The tensors of `source`, with each weight that several of them hold in their place, as fp32.

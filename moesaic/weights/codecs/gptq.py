@@ -84,6 +84,11 @@ class Gptq(Codec):
         """Every quantised weight. Raises CheckpointError."""
         return gptq_weights(tensors, self._settings, "gptq")
 
+    def added(self, tensors: Tensors) -> list[str]:
+        """Biases, where every quantised module has one: AutoGPTQ wrote zeros for modules that had none."""
+        biases = [f"{module}.bias" for module in gather(tensors, "qweight")]
+        return biases if all(bias in tensors for bias in biases) else []
+
     def _settings(self, module: str) -> Settings:
         return next((settings for found, settings in self._exceptions if found.match(module)), self._usual)
 

@@ -69,8 +69,8 @@ class Mxfp4Weight(Encoded):
         import numpy as np
 
         octets, scales = self._read(parts, lead, start, stop)
-        values = np.take(_pairs(), octets, axis=0)  # [rows, blocks, 16, 2]
-        values *= scales[:, :, None, None]
+        values = np.take(_pairs(), octets).view(np.float32)  # [rows, blocks, 32]
+        values *= scales[:, :, None]
         return values.reshape(stop - start, -1)
 
     def codes(self, parts: Parts, lead: tuple[int, ...], start: int, stop: int) -> Codes:
@@ -92,9 +92,9 @@ class Mxfp4Weight(Encoded):
 
 @cache
 def _pairs() -> "Array":
-    """The two numbers of each byte, fp32 `[256, 2]`."""
+    """The two numbers of each byte, fp32, `[256]`, as one float64: of these, only the bytes count."""
     import numpy as np
 
     numbers = np.array([*E2M1, *(-number for number in E2M1)], np.float32)
     octets = np.arange(256)
-    return np.stack([numbers[octets & 15], numbers[octets >> 4]], axis=-1)
+    return np.stack([numbers[octets & 15], numbers[octets >> 4]], axis=-1).view(np.float64).reshape(-1)

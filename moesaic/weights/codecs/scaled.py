@@ -10,6 +10,7 @@ from moesaic.weights.codecs.parts import SCALES, Tensors, spellings
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     Array = np.ndarray[Any, Any]
 
@@ -31,10 +32,9 @@ class ScaledWeight(Encoded):
 
     def decode(self, parts: Parts, lead: tuple[int, ...], start: int, stop: int) -> "Array":
         import numpy as np
-        import torch
 
         stored = parts.read(self.parts["weight"], (*lead, slice(start, stop)))
-        values: Array = np.take(_table(stored.dtype), stored.view(torch.uint8).numpy())
+        values = _floats(stored)
         height, width = (size or all for size, all in zip(self.block, self.shape[-2:], strict=True))
         scales = self._scales(parts, lead)
         for row in range(start // height, -(-stop // height)):
@@ -88,10 +88,24 @@ def scaled_weight(
     )
 
 
-@cache
-def _table(dtype: Any) -> "Array":
-    """The number that each byte stands for, fp32 `[256]`."""
+def _floats(stored: "torch.Tensor") -> "Array":
+    """A contiguous tensor of FP8 as fp32: two numbers at a time where it has an even number of them."""
+    import numpy as np
     import torch
 
-    numbers: Array = torch.arange(256, dtype=torch.uint8).view(dtype).float().numpy()
-    return numbers
+    if stored.numel() % 2:
+        odd: Array = stored.float().numpy()
+        return odd
+    octets = stored.view(torch.uint8).view(-1).view(torch.uint16).numpy()
+    return np.take(_pairs(stored.dtype), octets).view(np.float32).reshape(stored.shape)
+
+
+@cache
+def _pairs(dtype: Any) -> "Array":
+    """The two fp32 that each two bytes stand for, `[65536]`, as one float64: of these, only the bytes count."""
+    import numpy as np
+    import torch
+
+    numbers = torch.arange(256, dtype=torch.uint8).view(dtype).float().numpy()
+    pairs: Array = np.stack([np.tile(numbers, 256), np.repeat(numbers, 256)], axis=-1)
+    return pairs.view(np.float64).reshape(-1)
