@@ -97,7 +97,8 @@ def _floats(stored: "torch.Tensor") -> "Array":
         odd: Array = stored.float().numpy()
         return odd
     octets = stored.view(torch.uint8).view(-1).view(torch.uint16).numpy()
-    return np.take(_pairs(stored.dtype), octets).view(np.float32).reshape(stored.shape)
+    values: Array = np.take(_pairs(stored.dtype), octets).view(np.float32)
+    return values.reshape(stored.shape)
 
 
 @cache
