@@ -82,7 +82,7 @@ class AwqWeight(IntegerWeight):
     def integers(self, parts: Parts, lead: tuple[int, ...], start: int, stop: int) -> Integers:
         import numpy as np
 
-        scales = parts.hold(self.parts["scales"])[:, start:stop].float().T.numpy()
+        scales = parts.whole(self.parts["scales"], stop - start < self.shape[0])[:, start:stop].float().T.numpy()
         zeros = self._rows(parts, "qzeros", start, stop)
         codes = self._rows(parts, "qweight", start, stop)
         return Integers(codes, np.ascontiguousarray(scales), zeros.astype(np.float32))
@@ -93,7 +93,7 @@ class AwqWeight(IntegerWeight):
 
         bits, order = self.stored.bits, ORDER[self.stored.bits]
         each, first = len(order), start // len(order)
-        words = parts.hold(self.parts[kind]).numpy()[:, first : -(-stop // each)].T
+        words = parts.whole(self.parts[kind], stop - start < self.shape[0]).numpy()[:, first : -(-stop // each)].T
         octets = np.ascontiguousarray(words).view(np.uint8).reshape(*words.shape, 4)
         codes = np.empty((len(words), each, words.shape[1]), np.uint8)
         for place, row in enumerate(order):

@@ -229,10 +229,8 @@ class CompressedIntegers(IntegerWeight):
             codes = unpack(parts.read(self.parts["weight_packed"], (rows,)).numpy(), bits)
         else:
             codes = parts.read(self.parts["weight"], (rows,)).numpy().view(np.uint8) ^ np.uint8(128)
-        scales = parts.hold(self.parts["weight_scale"]).float().numpy()
-        scales = (
-            scales.reshape(self.shape[0], -1)[rows] if self.stored.rows else np.full((stop - start, 1), scales.item())
-        )
+        scales = parts.read(self.parts["weight_scale"], (rows,) if self.stored.rows else ()).float().numpy()
+        scales = scales.reshape(stop - start, -1) if self.stored.rows else np.full((stop - start, 1), scales.item())
         return Integers(
             codes, np.ascontiguousarray(scales), self._zeros(parts, start, stop), self._groups(parts, scales)
         )
@@ -243,14 +241,15 @@ class CompressedIntegers(IntegerWeight):
 
         if "weight_zero_point" not in self.parts:
             return None
-        stored, bits = parts.hold(self.parts["weight_zero_point"]).numpy(), self.stored.bits
-        half = np.float32(1 << (bits - 1))
-        if stored.dtype == np.int8:
-            zeros = stored.astype(np.float32) + half
-            return zeros.reshape(self.shape[0], -1)[start:stop] if self.stored.rows else np.full((1, 1), zeros.item())
+        name, bits = self.parts["weight_zero_point"], self.stored.bits
+        if parts.dtype(name) == "I8":
+            rows = (slice(start, stop),) if self.stored.rows else ()
+            signed: Array = parts.read(name, rows).numpy().astype(np.float32) + np.float32(1 << (bits - 1))
+            return signed.reshape(stop - start if self.stored.rows else 1, -1)
         each = 32 // bits
         first = start // each
-        zeros = unpack(stored[first : -(-stop // each)].T, bits)[:, start - first * each : stop - first * each]
+        words = parts.read(name, (slice(first, -(-stop // each)),)).numpy()
+        zeros = unpack(words.T, bits)[:, start - first * each : stop - first * each]
         return np.ascontiguousarray(zeros.T, np.float32)
 
     def _groups(self, parts: Parts, scales: "Array") -> "Array | None":
@@ -259,13 +258,13 @@ class CompressedIntegers(IntegerWeight):
 
         if "weight_g_idx" not in self.parts:
             return None
-        found = parts.hold(self.parts["weight_g_idx"]).numpy()
+        found = parts.read(self.parts["weight_g_idx"]).numpy()
         if (found == -1).all() or (found == np.arange(len(found)) // (self.stored.group or len(found))).all():
             return None  # -1: nothing is out of order, as those who write it say
         return checked_groups(found, scales.shape[1], self.parts["weight_g_idx"])
 
     def _check_shape(self, parts: Parts) -> None:
-        said = tuple(parts.hold(self.parts["weight_shape"]).tolist())
+        said = tuple(parts.read(self.parts["weight_shape"]).tolist())
         if said != self.shape:
             raise CheckpointError(
                 f"{self.parts['weight_shape']} says {list(said)}, but {self.parts['weight_packed']} holds "

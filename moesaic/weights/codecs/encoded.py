@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 DECODED_AT_ONCE = 1 << 20  # elements
-HELD_BYTES = 256 << 20  # of stored tensors that are kept in memory, for rows that do not lie together
+HELD_BYTES = 256 << 20  # of stored tensors that are kept in memory for a while
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,14 @@ class Parts:
         self._source.read(name, index, into)
         return into
 
-    def hold(self, name: str) -> "torch.Tensor":
-        """A whole tensor, which is kept for a while: for one of which many parts are read that do not lie together."""
+    def dtype(self, name: str) -> str:
+        """As safetensors spells it."""
+        return self._source.tensors[name].dtype
+
+    def whole(self, name: str, again: bool) -> "torch.Tensor":
+        """A whole tensor. `again`: soon more of it is wanted, so that it is kept for a while."""
+        if not again:
+            return self.read(name)
         with self._lock:
             if name in self._held:
                 self._held.move_to_end(name)

@@ -129,10 +129,11 @@ class GptqWeight(IntegerWeight):
         import numpy as np
 
         bits, each = self.stored.bits, 32 // self.stored.bits
-        words = parts.hold(self.parts["qweight"]).numpy()[:, start:stop]  # [in / each, rows]
-        scales = parts.hold(self.parts["scales"])[:, start:stop].float().T.numpy()
+        again = stop - start < self.shape[0]  # rows do not lie together: whatever is wanted, all is read
+        words = parts.whole(self.parts["qweight"], again).numpy()[:, start:stop]  # [in / each, rows]
+        scales = parts.whole(self.parts["scales"], again)[:, start:stop].float().T.numpy()
         first = start // each
-        zeros = unpack(parts.hold(self.parts["qzeros"]).numpy()[:, first : -(-stop // each)], bits)
+        zeros = unpack(parts.whole(self.parts["qzeros"], again).numpy()[:, first : -(-stop // each)], bits)
         zeros = zeros[:, start - first * each : stop - first * each]
         if self.less_one:
             zeros = (zeros + np.uint8(1)) & np.uint8((1 << bits) - 1)
@@ -149,7 +150,7 @@ class GptqWeight(IntegerWeight):
 
         if "g_idx" not in self.parts:
             return None
-        found = parts.hold(self.parts["g_idx"]).numpy()
+        found = parts.read(self.parts["g_idx"]).numpy()
         if (found == np.arange(len(found)) // (self.stored.group or len(found))).all():
             return None
         return checked_groups(found, groups, self.parts["g_idx"])

@@ -46,12 +46,11 @@ class ScaledWeight(Encoded):
         """Of one matrix, fp32."""
         import torch
 
-        held = parts.hold(self.parts["scale"])
-        held = held.view(*self.shape[: len(lead)], *self.scales)[lead]
-        if held.dtype == torch.uint8:
-            held = held.view(torch.float8_e8m0fnu)
-        scales: Array = held.float().numpy()
-        return scales
+        stored = parts.read(self.parts["scale"], lead)
+        if stored.dtype == torch.uint8:
+            stored = stored.view(torch.float8_e8m0fnu)
+        scales: Array = stored.float().numpy()
+        return scales.reshape(self.scales)
 
 
 def scaled_weight(
