@@ -134,7 +134,7 @@ def _refuse_dtypes(source: Source, copies: Iterable[Copy], where: str) -> None:
         name, dtype = next(iter(bad.items()))
         raise CheckpointError(
             f"{where}: {len(bad)} tensors have dtypes that are not read ({', '.join(sorted(set(bad.values())))}; "
-            f"for instance {name} is {dtype}); quantised checkpoints are not supported, use one in "
+            f"for instance {name} is {dtype}); if they are quantised, config.json must say how, else use one in "
             f"{', '.join(FLOAT_DTYPES)}"
         )
 
