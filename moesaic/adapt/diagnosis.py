@@ -1,7 +1,7 @@
 """Is a model sound: all its weights looked at, then a few prompts with a look at what every operation gives."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from moesaic.engine.args import EngineArgs
 from moesaic.engine.frontend import Prompt
 from moesaic.engine.llm_engine import LLMEngine
 from moesaic.engine.tokenizer import Tokenizer
+from moesaic.weights.report import LoadReport
 from moesaic.worker.findings import Finding, WeightFault
 from moesaic.worker.watch import Watch
 
@@ -104,7 +105,9 @@ def diagnose(model: str, prompts: Sequence[Prompt] = (), max_tokens: int = 8, **
     worker, info = engine.engine.executor, engine.engine.info
     watch = worker.runner.watch
     assert watch is not None
-    faults = watch.weights.faults()
+    told = getattr(worker.model, "load_report", LoadReport()).not_finite
+    tensors = {weight.parameter: weight.tensor for weight in told}
+    faults = [replace(fault, tensor=tensors.get(fault.name)) for fault in watch.weights.faults()]
     params = SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True)
     runs = [_run(engine, name, tokens, params) for name, tokens in _tokens(args, info, prompts)]
     reached, experts = _experts(worker.model)

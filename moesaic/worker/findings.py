@@ -69,14 +69,16 @@ class WeightFault:
     Attributes:
         name: canonical.
         kind: "not finite", "absurd norm", "zero" or "duplicate".
+        tensor: the checkpoint's; None where loading did not tell.
     """
 
     name: str
     kind: str
     text: str
+    tensor: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.text}"
+        return f"{self.name}: {self.text}" + ("" if self.tensor is None else f" (tensor {self.tensor})")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -215,7 +215,9 @@ def test_a_model_without_damage(tiny_model):
     llm = engine_of(folder)
     outputs = [output.outputs[0].token_ids for output in generate(llm)]
     assert outputs == [o.outputs[0].token_ids for o in generate(engine_of(folder, diagnose=False))]
-    watch = llm.llm_engine.engine.executor.runner.watch
+    runner = llm.llm_engine.engine.executor.runner
+    watch = runner.watch
+    assert runner.recorded is None
     assert not watch.findings and watch.finding_of(0) is None
     peak, dtype = watch.peaks["layers.1.attention.o"]
     assert 0 < peak < 1e3 and dtype is torch.float32

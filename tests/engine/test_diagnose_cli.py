@@ -70,6 +70,7 @@ def test_weights_that_no_training_leaves_behind(damaged, change, kind, name, tex
     found = diagnose(damaged(change), [[1, 2, 3]], max_tokens=1, **PLAIN)
     [fault] = found.faults
     assert (fault.name, fault.kind) == (f"layers.1.mlp.experts.6.{name}.weight", kind) and text in fault.text
+    assert fault.tensor == (EXPERT.format(6, name) if kind == "not finite" else None)
     assert not found.sound
 
 

@@ -72,4 +72,4 @@ def _wrapped(text: str, indent: str) -> str:
 def _listed(title: str, found: list[str], mark: str = "✗") -> list[str]:
     """What was found under a title; a tick where that is nothing."""
     more = [f"  ... and {len(found) - MOST_LISTED} more"] if len(found) > MOST_LISTED else []
-    return [f"{mark if found else '✓'} {title}", *(f"  {each}" for each in found[:MOST_LISTED]), *more]
+    return [f"{mark if found else '✓'} {title}", *(_wrapped(each, "  ") for each in found[:MOST_LISTED]), *more]
