@@ -23,6 +23,7 @@ KEYS = {
     "layers": "num_hidden_layers n_layers num_layers n_layer",
     "hidden": "hidden_size d_model n_embd dim model_dim",
 }
+MOST_LAYERS, MOST_EXPERTS, MOST_TOGETHER = 4096, 65_536, 1_000_000  # a config that states more is damaged
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,21 @@ def read_spec_of(survey: Survey, architecture: Architecture | None, arch: str | 
     """What it computes, if that is described by a spec; and what is wrong with its config."""
     if survey.config is None or architecture is None or architecture.spec is None:
         return None, ""
+    if beyond := beyond_any_model(survey.config):
+        return None, beyond
     try:
         _, spec = spec_of(dict(survey.config), os.path.join(survey.path, "config.json"), arch)
     except (MoesaicError, UnsupportedError) as e:
         return None, str(e)
     return (spec, "") if isinstance(spec, ModelSpec) else (None, "")
+
+
+def beyond_any_model(config: Mapping[str, Any] | None) -> str:
+    """Why a config describes more layers or experts than are worth counting; "" where it does not."""
+    layers, experts = stated(config, "layers") or 1, stated(config, "experts") or 1
+    if layers > MOST_LAYERS or experts > MOST_EXPERTS or layers * experts > MOST_TOGETHER:
+        return f"it states {layers} layers and {experts} experts, which is more than any model has"
+    return ""
 
 
 def dtype_of(survey: Survey) -> DType:

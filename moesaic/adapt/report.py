@@ -14,7 +14,7 @@ from moesaic.adapt.likeness import Likeness, nearest_architectures
 from moesaic.adapt.memory import Memory, memory_of
 from moesaic.adapt.misfits import Misfit, misfits
 from moesaic.adapt.names import listed
-from moesaic.adapt.recognise import Identity, counted, dtype_of, identify, read_spec_of, stated
+from moesaic.adapt.recognise import Identity, beyond_any_model, counted, dtype_of, identify, read_spec_of, stated
 from moesaic.adapt.survey import Problem, Survey, survey
 from moesaic.adapt.uses import Part, Use, parts_of, uses_of
 from moesaic.core.errors import MoesaicError
@@ -94,6 +94,7 @@ def report_on(found: Survey, arch: str | None = None) -> Report:
     """The report on a checkpoint that was surveyed."""
     identity, architecture = identify(found.config, arch)
     spec, wrong = read_spec_of(found, architecture, arch)
+    wrong = wrong or beyond_any_model(found.config)
     problems = list(found.problems)
     if wrong and not any(wrong.endswith(problem.what.partition(": ")[2] or wrong) for problem in problems):
         problems.append(Problem("config.json", wrong))
@@ -103,9 +104,11 @@ def report_on(found: Survey, arch: str | None = None) -> Report:
     if accounts is not None and spec is not None:
         wrongs = misfits(accounts, spec, found.weights, found.config or {})
     else:
-        wrongs = holes(found.weight_groups, stated(found.config, "experts"))
+        experts_stated = None if beyond_any_model(found.config) else stated(found.config, "experts")
+        wrongs = holes(found.weight_groups, experts_stated)
     near = ()
-    if found.tensors and (identity.served not in ("native", "transformers") or wrong or _hardly_fits(found, accounts)):
+    may_differ = found.tensors and not beyond_any_model(found.config)
+    if may_differ and (identity.served not in ("native", "transformers") or wrong or _hardly_fits(found, accounts)):
         near = tuple(nearest_architectures(found))
     uses = uses_of(found, accounts, near[0] if near and spec is None else None)
     total, active, experts = counted(found.weight_groups, stated(found.config, "top_k"))

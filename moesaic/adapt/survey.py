@@ -205,7 +205,8 @@ def _survey_files(path: str, problems: list[Problem]) -> dict[str, TensorInfo]:
             others = sorted({os.path.relpath(tensors[name].file, path) for name in twice})
             problems.append(Problem(where, f"{len(twice)} of its tensors are in {listed(others)} too: {min(twice)}"))
         tensors.update(found)
-    problems += _absent(path, tensors)
+    if os.path.isdir(path):
+        problems += _absent(path, tensors)
     return tensors
 
 

@@ -127,8 +127,9 @@ class ModelRegistry:
         names = config.get("architectures") or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ConfigError(f"config.json: architectures must be a list of names, got {names!r}")
-        if not names and config.get("model_type") in cls._model_types:
-            names = [cls._model_types[config["model_type"]]]
+        model_type = config.get("model_type")
+        if not names and isinstance(model_type, str) and model_type in cls._model_types:
+            names = [cls._model_types[model_type]]
         for name in names:
             if name in cls._targets:
                 return _architecture(name, cls._targets[name])

@@ -186,6 +186,26 @@ def test_holes_without_knowing_the_architecture(folder):
     assert any("layer 4" in what and "up_proj.weight of expert 9 is missing" in what for what in found)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"num_hidden_layers": 10**9},
+        {"num_experts": 10**8},
+        {"architectures": ["Odd"], "num_experts": 10**8},
+        {"num_experts": -1},
+        {"vocab_size": "x"},
+        {"quantization_config": [1]},
+        {"quantization_config": {"quant_method": ["x"]}},
+        {"architectures": None, "model_type": ["x"]},
+        {"architectures": ["[red]x[/b]"], "model_type": "[/b]"},
+    ],
+)
+def test_a_damaged_config_is_told_and_no_end(folder, values):
+    change_config(folder, **values)
+    result = CliRunner().invoke(cli, ["inspect", str(folder)])
+    assert isinstance(result.exception, SystemExit | None) and result.output
+
+
 def test_what_transformers_serves(folder):
     change_config(folder, architectures=["ZayaForCausalLM"], model_type="zaya")
     report = inspect(folder)

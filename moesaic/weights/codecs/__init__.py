@@ -61,7 +61,7 @@ def codec_of(config: Mapping[str, Any], where: str = "config.json") -> Codec | N
     if found is None:
         return None
     method = found.get("quant_method")
-    if method not in CODECS:
+    if not isinstance(method, str) or method not in CODECS:
         name = METHODS.get(str(method).lower())
         what = name or unknown_name("method", str(method), CODECS)
         raise UnsupportedError(
