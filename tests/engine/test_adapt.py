@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moesaic.adapt import adapt
+from moesaic.adapt.draft.drafting import Drafter
 from moesaic.adapt.draft.oracle import Oracle, Reference
+from moesaic.adapt.survey import survey
 from moesaic.core.errors import CheckpointError, ConfigError
+from moesaic.weights.tensors import TensorInfo
 from tests.niche import KINDS, make_niche
 from tests.renamed import rename
 from tests.tiny_models import make_tiny, tiny_reference
@@ -155,6 +159,37 @@ def test_nothing_to_draft_from(tmp_path, niche):
     path, _ = niche["attention"]
     with pytest.raises(CheckpointError, match="there is no such file"):
         adapt(path, str(tmp_path / "none.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"n_heads": "many"},
+        {"n_kv_heads": [1, 2]},
+        {"experts_num": True},
+        {"rope_parameters": ["default"]},
+        {"rope_base": {"rope_theta": 1}},
+        {"logits_scaling": 0.0},
+        {"router_type": None, "d_model": None},
+        {"text_config": {"hidden_size": 3, "n_layers": 2}},
+        {"quantum_flux": float("nan")},
+    ],
+    ids=str,
+)
+def test_strange_configs_raise_nothing_else(niche, odd):
+    found = survey(niche["attention"][0])
+    draft = Drafter(replace(found, config={**found.config, **odd})).draft()
+    assert not draft.ok or draft.open or draft.questions
+
+
+def test_tensors_of_strange_shapes_raise_nothing_else(niche):
+    found = survey(niche["feed-forward"][0])
+    some = {group.template.replace("{l}", "0").replace("{e}", "3") for group in Drafter(found).structure.groups}
+    for name in some & found.weights.keys():
+        info = found.weights[name]
+        for shape in ((), (0,), info.shape[::-1], (2, 3, 4)):
+            tensors = {**found.weights, name: TensorInfo("F32", shape, "x")}
+            Drafter(replace(found, weights=tensors)).draft()
 
 
 def moesaic(*args):

@@ -3,6 +3,7 @@
 import json
 import textwrap
 from collections.abc import Iterable
+from math import isfinite
 from typing import Any
 
 WIDTH = 120
@@ -17,6 +18,8 @@ def literal(value: Any) -> str:
         return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
     if isinstance(value, dict):
         return "{" + ", ".join(f"{literal(k)}: {literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, float) and not isfinite(value):
+        return f'float("{value}")'
     return repr(value)
 
 

@@ -74,7 +74,8 @@ class Drafter:
         self.structure = read_structure(found.weights, self.fields.values)
         self.told = reconcile(self.fields, self.structure)
         self._tell_norms_apart()
-        self.near = nearest(self.structure, self.fields.values, self.fields.plain)
+        strange = {path[0]: value for path, value in self.fields.unknown.items() if len(path) == 1}
+        self.near = nearest(self.structure, self.fields.values, {**self.fields.plain, **strange})
         self.questions = {q.name: q for q in ask(self.structure, self.fields, self.near)}
 
     def _tell_norms_apart(self) -> None:
@@ -169,6 +170,8 @@ def misfit_of(source: str, found: Survey) -> str:
         plan_load(parameter_shapes(spec), architecture.rules(spec), tensors, found.path)
     except MoesaicError as e:
         return str(e)
+    except ArithmeticError as e:  # a factor of 0
+        return f"{found.where}: the config's numbers cannot be computed with ({e})"
     return ""
 
 

@@ -17,6 +17,16 @@ STANDARD = {  # what a usual config calls a field, where it is not called so
     "use_window": "use_sliding_window", "partial_rotary": "partial_rotary_factor",
 }  # fmt: skip
 AS_THEY_ARE = {"rope_scaling", "rope_parameters", "layer_types", "quantization_config"}  # objects and lists known here
+COUNTS = {  # fields that are whole numbers
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
+    "max_position_embeddings", "num_experts", "top_k", "expert_size", "intermediate_size", "num_shared", "shared_size",
+    "first_dense", "num_groups", "top_groups", "sliding_window",
+}  # fmt: skip
+NUMBERS = {
+    "rms_norm_eps", "rope_theta", "scale", "partial_rotary", "clip_qkv", "embedding_multiplier", "residual_multiplier",
+    "logits_scaling", "attention_multiplier", "logits_softcap", "attention_softcap", "swiglu_limit", "swiglu_alpha",
+    "jitter",
+}  # fmt: skip
 DEAD = {"is_encoder_decoder": False, "add_cross_attention": False}  # what `decoder` itself refuses
 NEUTRAL: tuple[Any, ...] = (None, False, 0, 0.0, "", [], {})
 
@@ -73,6 +83,8 @@ def read_fields(config: Mapping[str, Any]) -> Fields:
             f.plain[key] = value
         elif (key in METADATA and not (name == "top_k" and isinstance(value, int) and value <= experts)) or key in DEAD:
             continue
+        elif name is not None and not _plausible(name, value):
+            f.unknown[path] = value
         elif name is not None and name not in f.paths:
             f.paths[name], f.values[name] = path, value
         elif name is not None:
@@ -87,6 +99,16 @@ def read_fields(config: Mapping[str, Any]) -> Fields:
         else:
             f.unknown[path] = value
     return f
+
+
+def _plausible(name: str, value: Any) -> bool:
+    """Whether a value is of the kind that its field has."""
+    if value is None:
+        return True
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name in COUNTS:
+        return number and isinstance(value, int) and value >= 0
+    return number if name in NUMBERS else True
 
 
 def _is_model(values: Mapping[str, Any]) -> bool:

@@ -155,7 +155,7 @@ def _of_one(s: Structure, scope: str, g: Named) -> Shape | None:
         return g.shape if len(g.shape) == 2 else None
     if len(g.shape) == 3:
         return g.shape[1:]
-    if len(g.shape) == 2 and g.shape[0] % s.num_experts == 0:
+    if len(g.shape) == 2 and s.num_experts and g.shape[0] % s.num_experts == 0:
         return (g.shape[0] // s.num_experts, g.shape[1])
     return None
 

@@ -13,7 +13,15 @@ from moesaic.adapt.draft.aliases import field_of
 from moesaic.adapt.draft.structure import Structure
 from moesaic.models.config_reader import ConfigReader
 from moesaic.models.registry import ModelRegistry
-from moesaic.models.spec import AttentionSpec, ExpertPagedAttentionSpec, LayerSpec, ModelSpec, MoESpec
+from moesaic.models.spec import (
+    AttentionSpec,
+    ExpertAttentionSpec,
+    ExpertPagedAttentionSpec,
+    LatentAttentionSpec,
+    LayerSpec,
+    ModelSpec,
+    MoESpec,
+)
 
 COMMON = {"vocab_size", "jitter", "expert_size", "intermediate_size"}  # stated for many reasons
 Trait = Callable[[ModelSpec], Any]
@@ -129,10 +137,15 @@ def _of_router(field: str) -> Trait:
     return lambda spec: getattr(getattr(moe(spec), "router", None), field, False)
 
 
+KINDS = {
+    AttentionSpec: "gqa",
+    ExpertPagedAttentionSpec: "owned",
+    LatentAttentionSpec: "latent",
+    ExpertAttentionSpec: "experts' heads",
+}
+HAND = {"latent attention": "latent", "a sparse indexer": "latent"}
 TRAITS: dict[str, Trait] = {
-    "attention": lambda spec: {AttentionSpec: "gqa", ExpertPagedAttentionSpec: "owned"}.get(
-        type(attention(spec)), "other"
-    ),
+    "attention": lambda spec: KINDS.get(type(attention(spec)), "recurrent"),
     "experts": lambda spec: moe(spec) is not None,
     "norms": lambda spec: layer(spec).norms,
     "norms' biases": lambda spec: spec.norm.bias,
@@ -157,7 +170,7 @@ TRAITS: dict[str, Trait] = {
 
 def _traits(s: Structure) -> dict[str, Any]:
     return {
-        "attention": "other" if s.by_hand else s.attention,
+        "attention": HAND.get(s.by_hand[0][0], "recurrent") if s.by_hand else s.attention,
         "experts": bool(s.num_experts),
         "norms": s.norms,
         "norms' biases": s.norm_bias,

@@ -41,8 +41,8 @@ def write_attention(w: Writer) -> list[str]:
         more["rotary"] = False
     elif interleaved == "True":
         more["interleaved"] = True
-    partial = (w.f.plain.get("rope_parameters") or {}).get("partial_rotary_factor")
-    if "partial_rotary" in w.f.paths or partial is not None:
+    given = w.f.plain.get("rope_parameters")
+    if "partial_rotary" in w.f.paths or (isinstance(given, dict) and "partial_rotary_factor" in given):
         more["partial_rotary"] = 1.0
     for name, argument in {"attention_multiplier": "scale", "attention_softcap": "softcap"}.items():
         if name in w.f.paths:

@@ -7,6 +7,7 @@ from moesaic.adapt.draft.code import Code, call, comment, keywords, literal
 from moesaic.adapt.draft.fields import NEUTRAL, Fields, Path
 from moesaic.adapt.draft.questions import Question
 from moesaic.adapt.draft.structure import Structure
+from moesaic.models import common
 
 USUAL = {  # keys that helpers read from the config by these names, and their types
     "hidden_size": "int", "num_hidden_layers": "int", "num_attention_heads": "int", "num_key_value_heads": "int | None",
@@ -14,6 +15,21 @@ USUAL = {  # keys that helpers read from the config by these names, and their ty
     "rope_theta": "float", "tie_word_embeddings": "bool", "partial_rotary": "float",
 }  # fmt: skip
 UNNAMED = {"partial_rotary": "partial_rotary_factor"}
+LOCALS = [
+    "c",
+    "attention",
+    "moe",
+    "dense",
+    "layers",
+    "layer",
+    "sizes",
+    "window",
+    "first",
+    "act",
+    "replace",
+    "spec",
+    "experts",
+]
 PERIODS = ("freq", "step", "interval", "every", "multiplier", "scale", "scaling", "factor")
 
 
@@ -68,8 +84,8 @@ class Writer:
         key = path[0]
         if key not in self.objects:
             name = "".join(part for part in key.split("_")[0] if part.isalnum()) or "o"
-            taken = {*self.objects.values(), "c", "attention", "moe", "dense", "norm", "layers"}
-            self.objects[key] = name if name not in taken else f"{name}_keys"
+            taken = {*self.objects.values(), *common.__all__, *LOCALS}
+            self.objects[key] = name if name.isidentifier() and name not in taken else f"keys_{len(self.objects)}"
         return self.objects[key]
 
     def value(self, name: str, kind: str) -> Code | None:

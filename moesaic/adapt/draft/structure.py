@@ -1,5 +1,6 @@
 """What a checkpoint's tensors are, by their names, shapes and neighbours, in the words of the decoder. Torch-free."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ class Structure:
     Attributes:
         matches: which tensors are which parameters.
         unmatched: groups that nothing here recognises.
+        foreign: groups of such parts as `by_hand` names.
         ignored: template -> why it is not needed.
         by_hand: parts that no draft describes: what they are, and what shows it.
         notes: (subject, what was taken for it, what shows it) where a name alone did not tell.
@@ -43,6 +45,7 @@ class Structure:
     num_layers: int = 0
     matches: list[Match] = field(default_factory=list)
     unmatched: list[Named] = field(default_factory=list)
+    foreign: list[Named] = field(default_factory=list)
     ignored: dict[str, str] = field(default_factory=dict)
     by_hand: list[tuple[str, str]] = field(default_factory=list)
     notes: list[tuple[str, str, str]] = field(default_factory=list)
@@ -121,10 +124,18 @@ def read_structure(tensors: Mapping[str, TensorInfo], stated: Values) -> Structu
     rest = match_norms(s, rest)
     rest = match_attention(s, rest, stated)
     rest = match_feed_forward(s, rest, stated)
-    s.unmatched = rest
+    lost = {m.source for m in s.matches if not _placed(m)}  # a number in the name that no parameter's name has
+    s.matches = [m for m in s.matches if m.source not in lost]
+    s.unmatched += rest + [g for g in s.groups if g.template in lost]
     return s
 
 
+def _placed(match: Match) -> bool:
+    """Whether the source of each parameter is known: its variables stand in the parameter's name."""
+    return set(VARIABLE.findall(match.source)) <= set(VARIABLE.findall(match.target))
+
+
+VARIABLE = re.compile(r"\{(\w*)\}")
 SENSES = {"vision", "visual", "image", "audio", "multi", "projector", "speech"}
 BUFFERS = {"inv", "freq", "freqs", "cis", "masked", "mask", "causal", "rotary", "rope"}
 FOREIGN = {  # words, or a pair of words, that show a part which has more to it than projections
@@ -152,7 +163,8 @@ def _set_aside(s: Structure, groups: Iterable[Named]) -> list[Named]:
         kind = next((k for k, marks in FOREIGN.items() if (words | pairs | {flat}) & set(marks)), None)
         if kind is None:
             rest.append(group)
-        elif kind not in [k for k, _ in s.by_hand]:
+            continue
+        s.foreign.append(group)
+        if kind not in [k for k, _ in s.by_hand]:
             s.by_hand.append((kind, group.template))
-            s.unmatched.append(group)
     return rest
