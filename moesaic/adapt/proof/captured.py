@@ -8,7 +8,6 @@ from torch import Tensor
 
 TOLERANCES = {"float32": 1e-4, "bfloat16": 4e-2, "float16": 1e-2}  # of one operation or layer, by dtype
 FLIPS = {"float32": 0.02, "bfloat16": 0.25, "float16": 0.1}  # tokens whose nearly equal experts may swap places
-OPS = ("attention", "router logits", "chosen experts", "weights", "feed-forward", "layer")  # in order of computation
 Ops = dict[str, Tensor]
 
 
@@ -21,7 +20,7 @@ class Prompt:
         start: how many of them are the prompt.
         logits: `[T, V]`, of each token.
         inputs: what each layer is given, `[T, H]`, and last what the last one gives; empty where nobody knows.
-        ops: of each layer, what its parts give (`OPS`); "chosen experts" `[T, k]` int64, "weights" `[T, E]`.
+        ops: of each layer, what its parts give (`results.OPS`); "chosen experts" `[T, k]` int64, "weights" `[T, E]`.
     """
 
     tokens: list[int]

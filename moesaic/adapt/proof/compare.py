@@ -8,7 +8,6 @@ from torch import Tensor
 
 from moesaic.adapt.proof.captured import (
     FLIPS,
-    OPS,
     Probe,
     Prompt,
     by_token,
@@ -16,7 +15,7 @@ from moesaic.adapt.proof.captured import (
     other_choices,
 )
 from moesaic.adapt.proof.ours import OurModel
-from moesaic.adapt.proof.results import Comparison, Stage
+from moesaic.adapt.proof.results import OPS, Comparison, Stage
 from moesaic.models.spec import ModelSpec, MoESpec
 
 ALL_EXPERTS = 2048  # experts of a model up to which stage 1 tries every one

@@ -124,7 +124,7 @@ def end_to_end(
         worst = float(rows.max()) if dtype == "float32" else float(rows.quantile(1 - FLIPS[dtype]))
         comparisons.append(Comparison("logits", None, worst, tolerance, wrong=int(wrong.sum()), tokens=len(wrong)))
         if not comparisons[-1].agrees:
-            lines.append(f"prompt {n}: {say(comparisons[-1])}, first number {int(wrong.nonzero()[0])}")
+            lines.append(f"prompt {n}, {say(comparisons[-1])}, from position {int(wrong.nonzero()[0])} on")
     greedy, ties = _greedy(ends, prompts, tolerance, dtype)
     comparisons.append(Comparison("greedy token", None, float(len(greedy)), 0.0, counts=True))
     total = sum(len(p.tokens) - p.start + 1 for p in prompts)

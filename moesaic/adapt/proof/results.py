@@ -14,7 +14,8 @@ NAMES = (
 )
 
 
-SPELT = {"layer": "its output", "experts": "its experts together"}  # operations, behind their layer
+OPS = ("attention", "router logits", "chosen experts", "weights", "feed-forward", "layer")  # in order of computation
+SPELT = {"layer": "output", "experts": "its experts together"}  # operations, behind their layer
 
 
 @dataclass(frozen=True)
