@@ -13,9 +13,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from moesaic import LLM, SamplingParams
 from moesaic.core.errors import CheckpointError
 from moesaic.entrypoints.cli.main import main
+from moesaic.weights import loader
+from tests.parity.driver import load
 from tests.tiny_models import make_tiny
 
 LAYER, EXPERT = 1, 5
@@ -41,6 +42,11 @@ def recorded(good, tmp_path_factory):
     kept = {n: t for n, t in load_file(folder / "all").items() if n.startswith(("input_ids", "logits"))}
     save_file(kept, folder / "logits", metadata=metadata)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch):
+    monkeypatch.setenv("MOESAIC_LOG_LEVEL", "ERROR")  # or the command would set it for all later tests
 
 
 @pytest.fixture
@@ -91,7 +97,7 @@ def test_missing_expert(path, capsys):
     said = refused(capsys, path)
     assert f"{PREFIX}.gate_proj.weight" in said and "missing" in said
     with pytest.raises(CheckpointError, match=re.escape(PREFIX)):
-        LLM(str(path), skip_tokenizer_init=True)
+        load(path)
 
 
 def swap(held):
@@ -125,7 +131,7 @@ def test_exchanged_experts(path, recorded, capsys):
     assert f"of layer {LAYER} exchanged" in said and "this is the cause" in said
 
 
-def test_duplicated_expert(path, capsys):
+def test_duplicated_expert(path, capsys, monkeypatch):
     def change(held):
         for part in ("gate_proj", "up_proj", "down_proj"):
             held[f"{PREFIX}.{part}.weight"] = held[f"model.layers.{LAYER}.mlp.experts.2.{part}.weight"].clone()
@@ -133,6 +139,10 @@ def test_duplicated_expert(path, capsys):
     tensors(path, change)
     said = refused(capsys, path)
     assert f"layer {LAYER}, expert {EXPERT} is a copy of layer {LAYER}, expert 2: duplicated" in said
+    warned = []
+    monkeypatch.setattr(loader.log, "warning", lambda text, *values: warned.append(text % values))
+    load(path)  # it may be meant, so that it serves, but not silently
+    assert f"layers.{LAYER}.mlp: experts 2 and {EXPERT} are the same" in "".join(warned)
 
 
 def test_dead_expert(path, capsys):
@@ -150,6 +160,8 @@ def test_not_a_number_in_one_expert(number, word, path, capsys):
     tensors(path, lambda held: held[f"{PREFIX}.up_proj.weight"][3, 7].fill_(number))
     said = refused(capsys, path)
     assert f"layer {LAYER}, expert {EXPERT}, up: 1 of its numbers are {word}" in said
+    with pytest.raises(CheckpointError, match=f"layer {LAYER}, expert {EXPERT}"):
+        load(path)
 
 
 def test_truncated_shard(path, capsys):
@@ -157,7 +169,7 @@ def test_truncated_shard(path, capsys):
     file.write_bytes(file.read_bytes()[:-1000])
     assert WEIGHTS in refused(capsys, path)
     with pytest.raises(CheckpointError, match=WEIGHTS):
-        LLM(str(path), skip_tokenizer_init=True)
+        load(path)
 
 
 @pytest.mark.parametrize("top_k", [2, 4])
@@ -242,5 +254,4 @@ def test_a_reference_that_is_no_file(good, tmp_path, capsys):
 def test_what_no_weight_tells_is_served(path):
     """Swapped matrices load: nothing in the file is wrong. It is what the proof is for."""
     tensors(path, swap)
-    llm = LLM(str(path), skip_tokenizer_init=True, threads=1)
-    assert llm.generate([{"prompt_token_ids": [1, 2]}], SamplingParams(max_tokens=1), use_tqdm=False)
+    assert load(path).spec.num_parameters

@@ -1,6 +1,8 @@
 """The staged proof: tiny models of many families pass it against transformers, and what it says is true."""
 
 import json
+import re
+import shutil
 
 import pytest
 import torch
@@ -74,8 +76,6 @@ ARCHITECTURE = "MoEModel"
 
 
 def test_an_unknown_architecture_has_only_our_own_model(tiny_model, tmp_path):
-    import shutil
-
     shutil.copytree(tiny_model("qwen3_moe"), tmp_path / "model")
     file = tmp_path / "model" / "config.json"
     values = json.loads(file.read_text())
@@ -118,12 +118,29 @@ def test_own_prompts(tiny_model, tmp_path):
         verify(tiny_model("olmoe"), prompts_file=str(file))
 
 
-def test_json_of_a_proof(tiny_model, capsys):
+def test_json_of_a_proof(tiny_model, capsys, monkeypatch):
+    monkeypatch.setenv("MOESAIC_LOG_LEVEL", "ERROR")  # or the command would set it for all later tests
     with pytest.raises(SystemExit) as end:
         main(["verify", tiny_model("olmoe"), "--json"])
     assert not end.value.code
     told = json.loads(capsys.readouterr().out)
     assert told["proven"] and [stage["status"] for stage in told["stages"]] == ["passed"] * 5
+
+
+def test_the_report_is_one_file_with_its_pictures(tiny_model, tmp_path):
+    from xml.etree import ElementTree
+
+    from moesaic.adapt.proof.report_html import write_report
+
+    file = tmp_path / "report.html"
+    write_report(verify(tiny_model("olmoe")), str(file))
+    text = file.read_text()
+    pictures = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(pictures) == 4 and all(ElementTree.fromstring(picture) is not None for picture in pictures)
+    assert text.count("<rect") > 24 + 15  # each expert, and each layer's parts
+    assert "http" not in text.replace("http://www.w3.org/2000/svg", "") and "<script" not in text
+    with pytest.raises(ConfigError, match="cannot be written"):
+        write_report(verify(tiny_model("olmoe")), str(tmp_path))
 
 
 def test_an_engine_that_differs_while_the_plain_model_does_not(tiny_model, monkeypatch):

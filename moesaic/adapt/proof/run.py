@@ -2,19 +2,20 @@
 
 import gc
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
-from typing import Any
 
-from moesaic.adapt.proof import compare, ends, prompts, scan
-from moesaic.adapt.proof.build import available_memory, bytes_of, decoder, fits, in_layers, require_memory
-from moesaic.adapt.proof.captured import TOLERANCES, Model, Probe, Prompt, greedy
+from moesaic.adapt.proof import compare, ends, scan
+from moesaic.adapt.proof.asking import ask_reference, given_prompts, prompts_of, traced
+from moesaic.adapt.proof.build import decoder, fits, in_layers, require_memory
+from moesaic.adapt.proof.captured import TOLERANCES, Model
 from moesaic.adapt.proof.ours import OurModel
-from moesaic.adapt.proof.recorded import Recorded, load_recorded, save_recorded
-from moesaic.adapt.proof.reference_hf import HfModel, load_hf
+from moesaic.adapt.proof.recorded import load_recorded, save_recorded
+from moesaic.adapt.proof.reference_hf import load_hf
 from moesaic.adapt.proof.results import NAMES, Stage, Verification
 from moesaic.adapt.proof.search import Found, search
+from moesaic.adapt.proof.state import HF, Proof, Tick, shortened, silent
 from moesaic.core.errors import CheckpointError, ConfigError
 from moesaic.engine.resolve import find_model
 from moesaic.kernels.cpu.library import describe
@@ -22,46 +23,8 @@ from moesaic.models.implementation import choose_implementation
 from moesaic.models.load import read_config, spec_of
 from moesaic.models.registry import Architecture
 from moesaic.models.spec import LatentAttentionSpec, ModelSpec
-from moesaic.worker.memory import size_of
 
 SEARCH_SECONDS = 120.0
-HF = "hf"
-Tick = Callable[[str], None]
-
-
-def silent(text: str) -> None:
-    """Tell nobody."""
-
-
-@dataclass
-class _Proof:
-    """What is known on the way."""
-
-    path: str
-    architecture: Architecture
-    whole: ModelSpec
-    spec: ModelSpec
-    accounts: scan.Accounts
-    arch: str | None
-    dtype: str
-    partial: bool
-    tick: Tick
-    stages: list[Stage] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    pictures: dict[str, Any] = field(default_factory=dict)
-    lone: list[Probe] = field(default_factory=list)
-    fixed: list[Probe] = field(default_factory=list)
-    traced: list[Prompt] = field(default_factory=list)
-    prompts: list[Prompt] = field(default_factory=list)
-    alone: str = ""  # what stages 1 and 2 are held against
-    layers: str = ""  # stage 3
-    whole_run: str = ""  # stage 4
-    group: int = 1
-
-    def oracle(self) -> OurModel:
-        """Our own plain fp32 model."""
-        model = decoder(self.path, self.architecture, self.whole, self.spec, self.accounts, "float32", "reference")
-        return OurModel(model, self.group)
 
 
 def verify(
@@ -70,6 +33,7 @@ def verify(
     *,
     arch: str | None = None,
     dtype: str = "float32",
+    quantization: str = "none",
     layers: int | None = None,
     prompts_file: str | None = None,
     trust_remote_code: bool = False,
@@ -84,6 +48,8 @@ def verify(
             there is one, else our own plain fp32 model.
         arch: file with the architecture, as `--arch`.
         dtype: the engine's: "float32", "bfloat16" or "float16". References are in fp32.
+        quantization: of a quantised checkpoint, "none" for the floats that its codes stand for, "auto" for the codes as
+            they are served; then tolerances are bfloat16's.
         layers: prove the first so many alone, where the whole does not fit into memory.
         prompts_file: lines of text or of token ids, instead of seeded ones.
         search_seconds: for trying causes.
@@ -95,6 +61,8 @@ def verify(
     start = perf_counter()
     if dtype not in TOLERANCES:
         raise ConfigError(f"dtype must be one of {', '.join(TOLERANCES)}, got {dtype!r}")
+    if quantization not in ("none", "auto"):
+        raise ConfigError(f"quantization must be none or auto, got {quantization!r}")
     path = find_model(path)
     config = read_config(path)
     chosen = choose_implementation(config, path, "auto", trust_remote_code, arch)
@@ -110,17 +78,19 @@ def verify(
         accounts = scan.account(path, chosen, whole)
     except CheckpointError as error:
         return Verification(path, chosen.name, dtype, "", (scan.refused(error),), seconds=perf_counter() - start)
-    proof = _Proof(path, chosen, whole, spec, accounts, arch, dtype, spec is not whole, tick)
-    recorded = _recorded(reference, whole.vocab_size) if reference not in (None, HF) else None
+    proof = Proof(path, chosen, whole, spec, accounts, arch, dtype, quantization, spec is not whole, tick)
+    recorded = load_recorded(str(reference), whole.vocab_size) if reference not in (None, HF) else None
     if recorded is not None and proof.partial:
         raise ConfigError(
             "--layers proves a part of the model, and a recorded reference tells of the whole: choose one"
         )
+    if recorded is None:
+        require_memory(accounts, spec, dtype)
     proof.stages.append(_timed(lambda: scan.scan(accounts, lambda name: in_layers(name, len(spec.layers)), tick)))
     found = Found()
     if proof.stages[0].status != "failed":
-        given = _given_prompts(proof, config, prompts_file)
-        _ask_reference(proof, reference, recorded, given, trust_remote_code)
+        given = given_prompts(proof, config, prompts_file)
+        ask_reference(proof, reference, recorded, given, trust_remote_code)
         gc.collect()
         _stages(proof)
         gc.collect()
@@ -176,114 +146,12 @@ def record(
         model = load_hf(path, trust_remote_code)
         text = model.model.config.get_text_config(decoder=True)
         vocab_size, longest = text.vocab_size, getattr(text, "max_position_embeddings", 4096)
-    given = _prompts_of(config, path, prompts_file, vocab_size, longest)
-    save_recorded(file, _traced(model, given, tick), model.name)
+    given = prompts_of(config, path, prompts_file, vocab_size, longest)
+    save_recorded(file, traced(model, given, tick), model.name)
     return model.name
 
 
-def shortened(spec: ModelSpec, layers: int | None) -> ModelSpec:
-    """The first layers of a model. Raises ConfigError."""
-    if layers is None or layers >= len(spec.layers):
-        return spec
-    if layers < 1:
-        raise ConfigError(f"--layers must be at least 1, got {layers}")
-    return replace(spec, layers=spec.layers[:layers])
-
-
-def _recorded(reference: str | None, vocab_size: int) -> Recorded:
-    return load_recorded(str(reference), vocab_size)
-
-
-def _prompts_of(config: dict[str, Any], path: str, file: str | None, vocab_size: int, longest: int) -> list[list[int]]:
-    if file is None:
-        return prompts.seeded(config, vocab_size, longest)
-    return prompts.from_file(file, path, vocab_size, longest)
-
-
-def _given_prompts(proof: _Proof, config: dict[str, Any], file: str | None) -> list[list[int]]:
-    spec = proof.whole
-    return _prompts_of(config, proof.path, file, spec.vocab_size, min(1024, spec.max_position_embeddings))
-
-
-def _traced(model: Model, given: Sequence[list[int]], tick: Tick, trace: bool = True) -> list[Prompt]:
-    """What a model makes of every prompt."""
-    made = []
-    for n, tokens in enumerate(given):
-        tick(f"{model.name}: prompt {n + 1} of {len(given)}")
-        count = prompts.GREEDY_TOKENS if n in prompts.GREEDY_OF else 0
-        prompt = model.run(greedy(model, tokens, count), trace)
-        prompt.start = len(tokens)
-        made.append(prompt)
-    return made
-
-
-def _ask_reference(
-    proof: _Proof, reference: str | None, recorded: Recorded | None, given: list[list[int]], trusted: bool
-) -> None:
-    """Load the reference, keep what it says, and let it go."""
-    proof.lone, proof.fixed = compare.lone_probes(proof.spec), compare.fixed_probes(proof.spec)
-    if recorded is not None:
-        proof.prompts, proof.whole_run = list(recorded.prompts), f"{recorded.path}, recorded from {recorded.source}"
-        _take_hidden(proof)
-        if fits(proof.accounts, proof.spec, "float32"):
-            oracle = proof.oracle()
-            _ask_alone(proof, oracle)
-            if not proof.traced:
-                proof.traced = [oracle.run(prompt.tokens, trace=True) for prompt in proof.prompts]
-                proof.layers = proof.alone
-            return
-        proof.lone, proof.fixed = [], []
-        proof.notes.append(
-            f"our own plain fp32 model takes {size_of(bytes_of(proof.accounts, proof.spec, 'float32'))}, and "
-            f"{size_of(available_memory())} are free: what the file does not tell of is not compared"
-        )
-        return
-    require_memory(proof.accounts, proof.spec, proof.dtype)
-    model: Model
-    try:
-        proof.tick("loading transformers' model in fp32")
-        model = load_hf(proof.path, trusted, len(proof.spec.layers) if proof.partial else None)
-    except CheckpointError as error:
-        if reference == HF:
-            raise
-        proof.notes.append(f"no independent reference: {error}")
-        proof.notes.append("a recorded one (--reference FILE) would prove what our own plain fp32 model cannot")
-        model = proof.oracle()
-    _ask_alone(proof, model)
-    proof.traced = proof.prompts = _traced(model, given, proof.tick)
-    proof.layers = proof.whole_run = f"{model.name}; shares {model.shares}"
-    _align(proof, model)
-
-
-def _align(proof: _Proof, model: Model) -> None:
-    """How the reference's layers and experts stand to ours."""
-    ours = len(proof.spec.layers)
-    if ours % model.num_layers:
-        proof.notes.append(f"the reference has {model.num_layers} layers and the spec {ours}: stage 3 is left out")
-        proof.traced = []
-    else:
-        proof.group = ours // model.num_layers
-
-
-def _take_hidden(proof: _Proof) -> None:
-    """Stage 3 by what a file tells of the layers, where it does."""
-    told = [prompt for prompt in proof.prompts if prompt.inputs]
-    counts, ours = {len(prompt.ops) for prompt in told}, len(proof.spec.layers)
-    if len(counts) == 1 and min(counts) > 0 and ours % min(counts) == 0:
-        proof.traced, proof.layers, proof.group = told, proof.whole_run, ours // min(counts)
-
-
-def _ask_alone(proof: _Proof, model: Model) -> None:
-    """What the reference's experts give by themselves."""
-    proof.tick(f"{model.name}: experts by themselves")
-    proof.alone = f"{model.name}; shares {model.shares}"
-    if isinstance(model, HfModel) and len(model.experts) != len(compare.moes_of(proof.spec)):
-        return
-    for probe in (*proof.lone, *proof.fixed):
-        probe.output = model.apply(probe)
-
-
-def _stages(proof: _Proof) -> None:
+def _stages(proof: Proof) -> None:
     """Stages 1 to 4; it ends at the first that fails."""
     proof.tick("loading the engine")
     served: ends.Ends
@@ -294,17 +162,18 @@ def _stages(proof: _Proof) -> None:
             served = ends.BareDecoder(engine)
             proof.notes.append(f"the first {len(proof.spec.layers)} of {len(proof.whole.layers)} layers are proven")
         else:
-            whole = ends.whole_engine(proof.path, proof.spec, False, dtype=proof.dtype, arch=proof.arch)
+            options = {"dtype": proof.dtype, "arch": proof.arch, "quantization": proof.quantization}
+            whole = ends.whole_engine(proof.path, proof.spec, False, **options)
             served, model = whole, ends.decoder_of(whole)
             assert model is not None
             engine = OurModel(model, proof.group)
     except CheckpointError as error:
         proof.stages[0] = scan.refused(error)
         return
-    tolerance = TOLERANCES[proof.dtype]
+    tolerance = TOLERANCES[proof.exactness]
 
     def last() -> Stage:
-        stage, pictures = ends.end_to_end(served, proof.prompts, proof.whole_run, proof.dtype, tolerance)
+        stage, pictures = ends.end_to_end(served, proof.prompts, proof.whole_run, proof.exactness, tolerance)
         proof.pictures |= pictures
         return stage
 
@@ -312,7 +181,7 @@ def _stages(proof: _Proof) -> None:
         (
             lambda: compare.one_expert(engine, proof.lone, proof.alone, tolerance),
             lambda: compare.fixed_routes(engine, proof.fixed, proof.alone, tolerance),
-            lambda: compare.layer_by_layer(engine, proof.traced, proof.layers, proof.dtype, tolerance),
+            lambda: compare.layer_by_layer(engine, proof.traced, proof.layers, proof.exactness, tolerance),
             last,
         ),
         1,
@@ -324,7 +193,7 @@ def _stages(proof: _Proof) -> None:
     _note_coverage(proof, engine)
 
 
-def _note_coverage(proof: _Proof, engine: OurModel) -> None:
+def _note_coverage(proof: Proof, engine: OurModel) -> None:
     """What the prompts do not reach, so that no proof is read into it."""
     if describe().startswith("unavailable"):
         proof.notes.append(f"the C++ kernels are {describe()}: the engine computed with plain torch")
@@ -346,7 +215,7 @@ def _note_coverage(proof: _Proof, engine: OurModel) -> None:
         proof.notes.append(f"prompts of at most {longest} tokens are attended whole: the indexer leaves nothing out")
 
 
-def _search(proof: _Proof, seconds: float) -> Found:
+def _search(proof: Proof, seconds: float) -> Found:
     """Try causes where a stage failed."""
     failed = proof.stages[-1]
     if failed.status != "failed" or failed.number == 0 or seconds <= 0:
@@ -357,7 +226,7 @@ def _search(proof: _Proof, seconds: float) -> Found:
     proof.tick("loading our own plain fp32 model, to try causes on")
     probes = proof.lone if failed.number == 1 else proof.fixed
     given = proof.traced if failed.number == 3 else proof.prompts
-    found = search(proof.oracle(), failed, probes, given, TOLERANCES[proof.dtype], seconds, proof.tick)
+    found = search(proof.oracle(), failed, probes, given, TOLERANCES[proof.exactness], seconds, proof.tick)
     if found.note:
         proof.notes.append(found.note)
     return found

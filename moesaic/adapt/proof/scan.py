@@ -25,6 +25,7 @@ from moesaic.weights.dtypes import FLOAT_DTYPES
 from moesaic.weights.loader import Piece, Staging
 from moesaic.weights.plan import Copy, LoadPlan, plan_load
 from moesaic.weights.rules import Shape, numberless
+from moesaic.weights.scan import Scan, scan_numbers
 from moesaic.weights.sources import Source, open_source
 
 FAR = 1e3  # times the median norm of its kind: what no training leaves behind
@@ -38,15 +39,13 @@ class Seen:
     """What is known of one parameter once it was read.
 
     Attributes:
-        wrong: how many numbers are not finite.
+        what: its numbers that are not finite are, "NaN" or "infinite".
         norm: root mean square of the others.
-        print: of its numbers; equal parameters have equal ones.
     """
 
-    wrong: int
-    first_wrong: str
+    scan: Scan
+    what: str
     norm: float
-    print: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,9 @@ def scan(accounts: Accounts, wanted: Callable[[str], bool], tick: Callable[[str]
             tick(f"reading weights, {i} of {len(copies)} parameters")
         seen[copy.target] = _look(staging, source, copy, accounts.shapes[copy.target])
     problems += [
-        f"{told(name)}: {one.wrong} of its numbers are {one.first_wrong}" for name, one in seen.items() if one.wrong
+        f"{told(name)}: {one.scan.nonfinite} of its numbers are {one.what}"
+        for name, one in seen.items()
+        if one.scan.nonfinite
     ]
     problems += _dead(seen)
     problems += _duplicated(seen, {c.target: c for c in copies}, staging, accounts)
@@ -125,23 +126,20 @@ def told(name: str) -> str:
 
 
 def _look(staging: Staging, source: Source, copy: Copy, shape: Shape) -> Seen:
-    wrong, what, squares, total, count, ends = 0, "", 0.0, 0.0, 0, []
+    found, what, start = None, "", 0
     for piece in _pieces(staging, source, copy, shape):
-        finite = torch.isfinite(piece)
-        if not bool(finite.all()):
-            wrong += int((~finite).sum())
-            what = what or ("NaN" if bool(piece.isnan().any()) else "infinite")
-            piece = piece[finite]
-        flat = piece.flatten()
-        squares += float(flat.dot(flat)) if flat.numel() else 0.0
-        total += float(flat.sum())
-        count += flat.numel()
-        ends += [float(flat[0]), float(flat[-1])] if flat.numel() else []
-    return Seen(wrong, what, (squares / count) ** 0.5 if count else 0.0, (squares, total, *ends[:2], *ends[-2:]))
+        one = scan_numbers(piece)
+        if one.nonfinite and not what:
+            what = "NaN" if bool(piece.isnan().any()) else "infinite"
+        found = one if found is None else found.then(one, start)
+        start += piece.numel()
+    assert found is not None
+    count = start - found.nonfinite
+    return Seen(found, what, (found.squares / count) ** 0.5 if count else 0.0)
 
 
 def _pieces(staging: Staging, source: Source, copy: Copy, shape: Shape) -> Iterator[Tensor]:
-    """A parameter in fp32, some rows at a time where it lies row after row."""
+    """A parameter, some rows at a time where it lies row after row."""
     if copy.view is not None or not shape or source.tensors[copy.source].dtype not in FLOAT_DTYPES:
         whole = torch.empty(shape)
         staging.pour(Piece(copy, whole, 0, shape[0] if shape else 1))
@@ -149,14 +147,14 @@ def _pieces(staging: Staging, source: Source, copy: Copy, shape: Shape) -> Itera
         return
     step = max(1, PIECE // max(1, torch.Size(shape[1:]).numel()))
     for start in range(0, shape[0], step):
-        yield staging.read(copy, start, min(start + step, shape[0]), shape).float()
+        yield staging.read(copy, start, min(start + step, shape[0]), shape)
 
 
 def _dead(seen: Mapping[str, Seen]) -> list[str]:
     return [
         f"{told(name)}: all zero, so this expert gives nothing"
         for name, one in seen.items()
-        if EXPERT.fullmatch(name) and one.norm == 0.0 and not one.wrong
+        if EXPERT.fullmatch(name) and one.scan.blank
     ]
 
 
@@ -167,7 +165,7 @@ def _duplicated(
     alike: dict[Any, list[str]] = defaultdict(list)
     for name, one in seen.items():
         if EXPERT.fullmatch(name) and one.norm:
-            alike[(one.print, accounts.shapes[name])].append(name)
+            alike[(one.scan.digest, accounts.shapes[name])].append(name)
     pairs: dict[tuple[str, str], list[str]] = defaultdict(list)
     for names in alike.values():
         first = names[0]

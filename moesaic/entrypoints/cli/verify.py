@@ -36,6 +36,13 @@ from moesaic.core.log import setup_logging
     show_default=True,
     help="of the engine; references compute in float32",
 )
+@click.option(
+    "--quantization",
+    type=click.Choice(["none", "auto"]),
+    default="none",
+    show_default=True,
+    help="of a quantised checkpoint: none proves the floats that its codes stand for, auto the codes as served",
+)
 @click.option("--layers", type=click.IntRange(min=1), metavar="N", help="prove the first N layers alone")
 @click.option("--prompts", metavar="FILE", help="lines of text, or of token ids as JSON; seeded ones by default")
 @click.option(
@@ -51,6 +58,7 @@ def command(
     record_from: str,
     arch: str | None,
     dtype: str,
+    quantization: str,
     layers: int | None,
     prompts: str | None,
     search_seconds: float,
@@ -95,6 +103,7 @@ def command(
                 reference,
                 arch=arch,
                 dtype=dtype,
+                quantization=quantization,
                 layers=layers,
                 prompts_file=prompts,
                 trust_remote_code=trust_remote_code,
