@@ -56,7 +56,7 @@ def test_the_first_layers_alone(tiny_model):
     proof = verify(tiny_model("qwen3_moe"), layers=2)
     assert proof.proven
     assert {c.layer for c in proof.stages[3].comparisons} == {None, 0, 1}
-    assert "the first 2 of 3 layers are proven" in proof.notes
+    assert proof.limits == ("the first 2 of 3 layers",)
 
 
 @pytest.mark.parametrize("architecture", ["ZayaForCausalLM", "AXK2ForCausalLM"])
@@ -84,6 +84,7 @@ def test_an_unknown_architecture_has_only_our_own_model(tiny_model, tmp_path):
     proof = verify(str(tmp_path / "model"), arch=str(tmp_path / "draft.py"))
     assert proof.proven and "plain fp32 model" in proof.reference
     assert any(note.startswith("no independent reference") for note in proof.notes)
+    assert proof.limits == ("by our own plain model alone",)
     with pytest.raises(CheckpointError, match="transformers does not load"):
         verify(str(tmp_path / "model"), "hf", arch=str(tmp_path / "draft.py"))
 

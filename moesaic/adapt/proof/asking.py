@@ -66,6 +66,7 @@ def ask_reference(
             raise
         proof.notes.append(f"no independent reference: {error}")
         proof.notes.append("a recorded one (--reference FILE) would prove what our own plain fp32 model cannot")
+        proof.limits.append("by our own plain model alone")
         model = proof.oracle()
     _ask_alone(proof, model)
     proof.traced = proof.prompts = traced(model, given, proof.tick)

@@ -45,7 +45,8 @@ def verdict(v: Verification) -> str:
         what = "damaged, or no checkpoint of this architecture" if v.failed.number == 0 else "differs"
         return f"NOT PROVEN: stage {v.failed.number} ({v.failed.name}): {what}. {v.seconds:.1f} s"
     skipped = [str(stage.number) for stage in v.stages if stage.status == "skipped"]
-    but = f", stages {', '.join(skipped)} left out" if skipped else ""
+    limits = [*v.limits, *([f"stages {', '.join(skipped)} left out"] if skipped else [])]
+    but = f" ({'; '.join(limits)})" if limits else ""
     return f"PROVEN{but}: it computes what its reference computes. {v.seconds:.1f} s"
 
 

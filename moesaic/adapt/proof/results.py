@@ -118,6 +118,7 @@ class Verification:
         evidence: what can be said of the difference before any hypothesis, in lines.
         tried: hypotheses that were tried.
         notes: what the reader should know: coverage of the prompts, references that could not be had, ...
+        limits: what is not proven by it, in few words: layers left out, no independent reference.
         pictures: data of the report's pictures, by name (`report_html`).
     """
 
@@ -130,6 +131,7 @@ class Verification:
     evidence: tuple[str, ...] = ()
     tried: int = 0
     notes: tuple[str, ...] = ()
+    limits: tuple[str, ...] = ()
     seconds: float = 0.0
     pictures: Mapping[str, Any] = field(default_factory=dict)
 

@@ -105,6 +105,7 @@ def verify(
         found.evidence,
         found.tried,
         tuple(proof.notes),
+        tuple(proof.limits),
         perf_counter() - start,
         proof.pictures,
     )
@@ -160,7 +161,7 @@ def _stages(proof: Proof) -> None:
             parts = proof.path, proof.architecture, proof.whole, proof.spec, proof.accounts
             engine = OurModel(decoder(*parts, proof.dtype, "auto"), proof.group)
             served = ends.BareDecoder(engine)
-            proof.notes.append(f"the first {len(proof.spec.layers)} of {len(proof.whole.layers)} layers are proven")
+            proof.limits.append(f"the first {len(proof.spec.layers)} of {len(proof.whole.layers)} layers")
         else:
             options = {"dtype": proof.dtype, "arch": proof.arch, "quantization": proof.quantization}
             whole = ends.whole_engine(proof.path, proof.spec, False, **options)

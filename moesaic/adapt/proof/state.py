@@ -38,6 +38,7 @@ class Proof:
     tick: Tick
     stages: list[Stage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    limits: list[str] = field(default_factory=list)
     pictures: dict[str, Any] = field(default_factory=dict)
     lone: list[Probe] = field(default_factory=list)
     fixed: list[Probe] = field(default_factory=list)
