@@ -5,6 +5,7 @@ layers by size, attention and feed-forward among a layer's children, experts by 
 """
 
 import inspect
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,6 +83,8 @@ def load_hf(path: str, trust_remote_code: bool = False, num_layers: int | None =
     Raises:
         CheckpointError: transformers does not know it, does not load it, or would leave parts of it random.
     """
+    if os.path.isfile(path):
+        raise CheckpointError(f"transformers is asked for folders, and {path} is a file")
     import transformers
     from transformers import AutoConfig
 
