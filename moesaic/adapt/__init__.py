@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from moesaic.adapt.conversion import Converted, convert
     from moesaic.adapt.diagnosis import Diagnosis, diagnose
     from moesaic.adapt.draft.drafting import Draft, adapt
     from moesaic.adapt.planning import Plan, plan
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from moesaic.adapt.survey import Survey
 
 _WHERE = {
+    "Converted": "moesaic.adapt.conversion",
+    "convert": "moesaic.adapt.conversion",
     "Plan": "moesaic.adapt.planning",
     "plan": "moesaic.adapt.planning",
     "Diagnosis": "moesaic.adapt.diagnosis",
@@ -31,6 +34,7 @@ _WHERE = {
     "verify": "moesaic.adapt.proof.run",
 }
 __all__ = [
+    "Converted",
     "Diagnosis",
     "Draft",
     "Plan",
@@ -38,6 +42,7 @@ __all__ = [
     "Survey",
     "Verification",
     "adapt",
+    "convert",
     "diagnose",
     "inspect",
     "plan",

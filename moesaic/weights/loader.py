@@ -2,7 +2,6 @@
 plus one small buffer: what is kept as it is stored is read in place, what is packed goes through the buffer."""
 
 import math
-import sys
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from moesaic.core.errors import CheckpointError
 from moesaic.core.log import get_logger
 from moesaic.weights.dtypes import FLOAT_DTYPES
 from moesaic.weights.plan import Copy, plan_load
+from moesaic.weights.progress import progress_bar
 from moesaic.weights.report import LoadReport, report_of
 from moesaic.weights.rules import AnyRule
 from moesaic.weights.scan import Scan
@@ -82,7 +82,10 @@ def _pour_all(
     pieces = [piece for copy in copies for piece in pieces_of(source, copy, parameters[copy.target])]
     sizes = [bytes_read(source, piece) for piece in pieces]
     scans: dict[str, Scan] = {}
-    with _progress(sum(sizes), progress) as advance, _in_order(Staging(source).pour, pieces) as found:
+    with (
+        progress_bar("loading weights", sum(sizes), progress) as advance,
+        _in_order(Staging(source).pour, pieces) as found,
+    ):
         for piece, size, scan in zip(pieces, sizes, found, strict=True):
             name, shape = piece.copy.target, piece.into.shape
             start = piece.start * math.prod(shape[1:])
@@ -154,18 +157,3 @@ def _check_equal(source: Source, check: Copy, parameter: Target, where: str) -> 
                 f"{where}: the config ties {check.source} to {check.target}, but the checkpoint holds a different "
                 f"{check.source}; set tie_word_embeddings to false in config.json, or remove the tensor"
             )
-
-
-@contextmanager
-def _progress(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
-    """A function that takes the bytes done since its last call; a bar on stderr where that is a terminal."""
-    if not wanted or not sys.stderr.isatty():
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("loading weights"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda count: bar.advance(task, count)

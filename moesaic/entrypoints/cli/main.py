@@ -18,12 +18,14 @@ VERBS = {
     "chat": ("moesaic.entrypoints.cli.chat", "Talk with a model, in this process or on a server."),
     "models": ("moesaic.entrypoints.cli.models", "List the architectures that can be served."),
     "inspect": ("moesaic.entrypoints.cli.inspect", "Say what a checkpoint is, what it takes, and what is wrong."),
-    "plan": ("moesaic.entrypoints.cli.plan", "Say whether a model fits, how fast it will be, and the flags to use."),
-    "diagnose": ("moesaic.entrypoints.cli.diagnose", "Find where a model's numbers stop being finite, and why."),
     "adapt": ("moesaic.entrypoints.cli.adapt", "Draft the description of an unknown architecture."),
     "verify": ("moesaic.entrypoints.cli.verify", "Prove that a checkpoint computes here what its reference does."),
+    "diagnose": ("moesaic.entrypoints.cli.diagnose", "Find where a model's numbers stop being finite, and why."),
+    "convert": ("moesaic.entrypoints.cli.convert", "Write a checkpoint in another layout."),
+    "plan": ("moesaic.entrypoints.cli.plan", "Say whether a model fits, how fast it will be, and the flags to use."),
     "bench": ("moesaic.entrypoints.cli.bench", "Measure how fast a model runs here."),
 }
+ALIASES = {"convert-to-vllm-format": "convert"}  # as it is called in guides of other engines
 
 
 class Verbs(click.Group):
@@ -33,6 +35,7 @@ class Verbs(click.Group):
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        cmd_name = ALIASES.get(_with_dashes(cmd_name), cmd_name)
         if cmd_name not in VERBS:
             ctx.fail(unknown_name("command", cmd_name, VERBS))
         command: click.Command = import_module(VERBS[cmd_name][0]).command
