@@ -6,7 +6,9 @@ from typing import Literal
 
 DType = Literal["float32", "bfloat16", "float16"]
 KVCacheDType = Literal["float32", "bfloat16", "float16", "int8"]
-LoadFormat = Literal["auto", "safetensors", "bin", "directories", "hdf5", "deepspeed", "megatron", "gguf", "dummy"]
+LoadFormat = Literal[
+    "auto", "packed", "safetensors", "bin", "directories", "hdf5", "deepspeed", "megatron", "gguf", "dummy"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,7 @@ class ModelConfig:
         trust_remote_code: the checkpoint's own code may run.
         arch: file with the architecture; None for the one that the checkpoint names.
         allow_nonfinite: weights that are NaN or infinite load.
+        verify_weights: every file must be what the checkpoint's manifest says.
     """
 
     path: str
@@ -50,6 +53,7 @@ class ModelConfig:
     trust_remote_code: bool = False
     arch: str | None = None
     allow_nonfinite: bool = False
+    verify_weights: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,13 @@ class EngineArgs:
     load_format: str = arg(
         "auto",
         "what weights are kept as (docs/formats.md); dummy makes seeded random ones",
-        choices=("auto", "safetensors", "bin", "directories", "hdf5", "deepspeed", "megatron", "gguf", "dummy"),
+        choices=(
+            "auto", "packed", "safetensors", "bin", "directories", "hdf5", "deepspeed", "megatron", "gguf", "dummy"
+        ),  # fmt: skip
+    )
+    verify_weights: bool = arg(
+        False,
+        "before anything is loaded, see that every file is what the manifest of `moesaic convert` says, by its SHA-256",
     )
     dtype: str = arg(
         "auto",

@@ -167,6 +167,7 @@ def resolve(args: EngineArgs) -> Resolved:
             trust_remote_code=args.trust_remote_code,
             arch=os.path.abspath(args.arch) if args.arch is not None else None,
             allow_nonfinite=args.diagnose,
+            verify_weights=args.verify_weights,
         ),
         cache=CacheConfig(
             block_size=args.block_size,

@@ -1,12 +1,14 @@
 """From a checkpoint's folder to what it computes, and to a model ready to run. Torch is imported when needed."""
 
 import os
+import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from moesaic.core.config import ModelConfig
 from moesaic.core.errors import UnsupportedError
+from moesaic.core.log import get_logger
 from moesaic.models.class_config import ClassSpec
 from moesaic.models.config_reader import ConfigReader, eos_token_ids, read_config
 from moesaic.models.implementation import choose_implementation
@@ -16,9 +18,11 @@ from moesaic.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from moesaic.layers.base import BuildContext
+    from moesaic.models.decoder import Decoder
     from moesaic.models.hf_backend.build import ForeignModels
     from moesaic.models.hf_backend.facts import ForeignSpec
     from moesaic.models.language_model import LanguageModel
+    from moesaic.weights.layouts.packed import PackedSource
     from moesaic.weights.quantization import QuantizationPlan
     from moesaic.weights.report import LoadReport
     from moesaic.weights.rules import AnyRule
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from moesaic.weights.staging import Target
 
 Spec = ModelSpec | ClassSpec
+log = get_logger(__name__)
 
 __all__ = ["Spec", "describe_model", "eos_token_ids", "load_model", "read_config", "read_spec", "spec_of"]
 
@@ -81,6 +86,10 @@ def load_model(
     Args:
         block_size, kv_dtype: of the cache that it will be run on; None for the model's dtype.
     """
+    if config.verify_weights:
+        from moesaic.weights.manifest import verify
+
+        verify(config.path)
     chosen = choose_implementation(
         read_config(config.path), config.path, config.model_impl, config.trust_remote_code, config.arch
     )
@@ -93,20 +102,29 @@ def load_model(
     return build(config, chosen, torch.device(device), block_size, getattr(torch, kv_dtype or config.dtype))
 
 
-def load_native(
-    config: ModelConfig, device: str, block_size: int, progress: bool, kv_dtype: str | None
-) -> "LanguageModel":
-    """A model of ours, as `load_model` says."""
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint of ours that is to be loaded: what it computes, where its weights are, and how they will be kept.
+
+    Attributes:
+        source: None for dummy weights.
+    """
+
+    config: ModelConfig
+    architecture: Architecture
+    spec: Spec
+    source: "Source | None"
+    ctx: "BuildContext"
+    plan: "QuantizationPlan"
+
+
+def open_native(config: ModelConfig, device: str, block_size: int, kv_dtype: str | None) -> Opened:
+    """What `load_native` builds a model of."""
     import torch
 
-    from moesaic.layers.base import BuildContext, Layer
+    from moesaic.layers.base import BuildContext
     from moesaic.models.backends import choose_backends
-    from moesaic.models.decoder import Decoder
-    from moesaic.models.language_model import LanguageModel
-    from moesaic.models.stored import keep_stored
     from moesaic.weights.codecs import decoded
-    from moesaic.weights.loader import fill_dummy
-    from moesaic.weights.packing import check_plan
     from moesaic.weights.quantization import QuantizationPlan
     from moesaic.weights.sources import open_source
 
@@ -120,40 +138,89 @@ def load_native(
     where, dtype = torch.device(device), getattr(torch, config.dtype)
     cache_dtype = dtype if kv_dtype is None else getattr(torch, kv_dtype)
     backends = choose_backends(spec, where, dtype, cache_dtype, block_size, config.moe_backend)
-    if plan.quantised and backends["matrices"] != "cpu":
+    packed = source is not None and source.naming == "packed"
+    if (plan.quantised or packed) and backends["matrices"] != "cpu":
+        what = f"{config.path} is packed for" if packed else "quantised weights need"
+        do = "use an unpacked checkpoint" if packed else "leave --quantization and --quantization-config out"
         raise UnsupportedError(
-            f"quantised weights need the C++ kernels, but {backends['matrices']} ones compute here, for the reason in "
-            "the log: leave --quantization and --quantization-config out"
+            f"{what} the C++ kernels, but {backends['matrices']} ones compute here, for the reason in the log: {do}"
         )
-    ctx = BuildContext(
-        where,
-        dtype,
-        kv_dtype=cache_dtype,
-        backends=backends,
-        formats=plan.format_of,
-        moe_block_size=config.moe_block_size,
-    )
+    ctx = BuildContext(where, dtype, kv_dtype=cache_dtype, backends=backends, moe_block_size=config.moe_block_size)
+    return Opened(config, architecture, spec, source, ctx, plan)
+
+
+def load_native(
+    config: ModelConfig, device: str, block_size: int, progress: bool, kv_dtype: str | None
+) -> "LanguageModel":
+    """A model of ours, as `load_model` says."""
+    from moesaic.layers.base import Layer
+
+    opened = open_native(config, device, block_size, kv_dtype)
     model: LanguageModel
-    if isinstance(spec, ClassSpec):
-        if source is not None and source.naming != "hf":
+    if isinstance(opened.spec, ClassSpec):
+        if opened.source is not None and opened.source.naming != "hf":
             raise UnsupportedError(
-                f"{config.path}: a hand-written model takes its weights by its own names, not by {source.naming}'s"
+                f"{config.path}: a hand-written model takes its weights by its own names, not by "
+                f"{opened.source.naming}'s"
             )
-        model = _load_class(config, architecture, spec, ctx, replace(plan, everywhere=True), source, block_size)
+        plan = replace(opened.plan, everywhere=True)
+        model = _load_class(config, opened.architecture, opened.spec, opened.ctx, plan, opened.source, block_size)
     else:
-        rules = rules_of(architecture, spec, source.naming) if source is not None else []
-        plan = keep_stored(plan, spec, ctx, rules, source)
-        model = Decoder(spec, replace(ctx, formats=plan.format_of))
-        parameters = dict(model.named_views())
-        check_plan(plan, parameters)
-        if source is None:
-            fill_dummy(parameters, config.seed)
-        else:
-            model.load_report = _load(config, rules, source, parameters, plan.requantised, progress)
+        model = _load_decoder(opened, opened.spec, progress)
     for module in model.modules():
         if isinstance(module, Layer):
             module.loaded()
     return model.eval()
+
+
+def build_decoder(opened: Opened, spec: ModelSpec, rules: "list[AnyRule]") -> "tuple[Decoder, dict[str, Target], bool]":
+    """The model, unfilled; its parameters; and whether some of them are quantised here."""
+    from moesaic.models.decoder import Decoder
+    from moesaic.models.stored import keep_stored
+    from moesaic.weights.layouts.packed import PackedSource
+    from moesaic.weights.packing import check_plan
+
+    if isinstance(opened.source, PackedSource):
+        from moesaic.weights.packed_model import packed_plan
+
+        plan = packed_plan(opened.plan, opened.source, opened.config.path)
+    else:
+        plan = keep_stored(opened.plan, spec, replace(opened.ctx, formats=opened.plan.format_of), rules, opened.source)
+    model = Decoder(spec, replace(opened.ctx, formats=plan.format_of))
+    parameters = dict(model.named_views())
+    check_plan(plan, parameters)
+    return model, parameters, plan.requantised
+
+
+def _load_decoder(opened: Opened, spec: ModelSpec, progress: bool) -> "LanguageModel":
+    from moesaic.weights.layouts.packed import PackedSource
+    from moesaic.weights.loader import fill_dummy
+
+    source, config = opened.source, opened.config
+    rules = rules_of(opened.architecture, spec, source.naming) if source is not None else []
+    model, parameters, requantised = build_decoder(opened, spec, rules)
+    if source is None:
+        fill_dummy(parameters, config.seed)
+    elif isinstance(source, PackedSource):
+        _load_packed(source, rules, parameters, config.path)
+    else:
+        model.load_report = _load(config, rules, source, parameters, requantised, progress)
+    return model
+
+
+def _load_packed(
+    source: "PackedSource", rules: "list[AnyRule]", parameters: "Mapping[str, Target]", where: str
+) -> None:
+    """Fill the parameters from a packed checkpoint. (Its numbers were looked at when they were packed.)"""
+    from moesaic.weights.loader import load_weights
+    from moesaic.weights.packed_model import fill_packed
+    from moesaic.weights.sources import FilesSource
+
+    start = time.perf_counter()
+    vectors = fill_packed(source, parameters, where)
+    nbytes = sum(size for file in source.files for size in file.regions)
+    log.info("read %.1f MB of packed weights from %s in %.1f s", nbytes / 1e6, where, time.perf_counter() - start)
+    load_weights(vectors, rules, FilesSource(source.vectors, source.naming), where, progress=False)
 
 
 def _load_class(

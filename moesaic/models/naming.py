@@ -9,10 +9,14 @@ from moesaic.models.gguf.naming import gguf_rules
 from moesaic.models.megatron_naming import megatron_rules
 from moesaic.models.registry import Architecture
 from moesaic.models.spec import ModelSpec
-from moesaic.weights.rules import AnyRule
+from moesaic.weights.rules import AnyRule, rename
 
 # naming -> the rules of a model with this spec, of an architecture with this name
-NAMINGS: dict[str, Callable[[ModelSpec, str], list[AnyRule]]] = {"gguf": gguf_rules, "megatron": megatron_rules}
+NAMINGS: dict[str, Callable[[ModelSpec, str], list[AnyRule]]] = {
+    "gguf": gguf_rules,
+    "megatron": megatron_rules,
+    "packed": lambda spec, name: [rename("{any}", "{any}")],  # a packed checkpoint has canonical names
+}
 
 
 def rules_of(architecture: Architecture, spec: ModelSpec, naming: str) -> list[AnyRule]:

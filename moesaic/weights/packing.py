@@ -10,13 +10,23 @@ from moesaic.weights.staging import Target
 
 def packed_matrices(parameters: Mapping[str, Target]) -> tuple[list[tuple[str, PackedMatrix]], set[str]]:
     """Every packed matrix once, with the name of the first parameter in it; and all parameters that lie in some."""
+    matrices, inside = matrices_by_parameter(parameters)
+    return matrices, set(inside)
+
+
+def matrices_by_parameter(
+    parameters: Mapping[str, Target],
+) -> tuple[list[tuple[str, PackedMatrix]], dict[str, tuple[str, ...]]]:
+    """Every packed matrix once, with the name of the first parameter in it (`.twin` behind it where that fills a second
+    one); and the names of the matrices that each parameter fills, of those that lie in some."""
     found: dict[int, tuple[str, PackedMatrix]] = {}
-    names = set()
+    inside = {}
     for name, into in parameters.items():
-        for sink, suffix in zip(_sinks(into), ("", ".twin"), strict=False):
-            names.add(name)
-            found.setdefault(id(sink.matrix), (name + suffix, sink.matrix))
-    return list(found.values()), names
+        named = zip(_sinks(into), ("", ".twin"), strict=False)
+        matrices = [found.setdefault(id(sink.matrix), (name + suffix, sink.matrix)) for sink, suffix in named]
+        if matrices:
+            inside[name] = tuple(matrix_name for matrix_name, _ in matrices)
+    return list(found.values()), inside
 
 
 def check_plan(plan: QuantizationPlan, parameters: Mapping[str, Target]) -> None:

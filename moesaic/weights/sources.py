@@ -13,6 +13,7 @@ from moesaic.weights.layouts.deepspeed import open_deepspeed
 from moesaic.weights.layouts.directories import named_tensors, open_tree
 from moesaic.weights.layouts.files import find_shards
 from moesaic.weights.layouts.megatron import open_megatron
+from moesaic.weights.layouts.packed import open_packed
 from moesaic.weights.rules import Index
 from moesaic.weights.tensors import ReadableInfo, TensorInfo, merge_shards
 
@@ -112,6 +113,7 @@ def _open_gguf(folder: str) -> Source | None:
 
 # What a checkpoint may be kept as, best first: what opens it, or says None where a folder holds none such.
 OPENERS: dict[str, Callable[[str], Source | None]] = {
+    "packed": open_packed,
     "directories": _open_tree,
     "safetensors": _open_safetensors,
     "bin": _open_torch_files,
@@ -127,7 +129,7 @@ def openers_of(path: str) -> dict[str, Callable[[str], Source | None]]:
     return OPENERS if os.path.isdir(path) else {"gguf": _open_gguf}
 
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".hdf5", ".gguf")  # what names of files of weights end with
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".hdf5", ".gguf", ".moepack")  # what names of files of weights end with
 
 
 def _log_choice(folder: str, name: str, source: Source) -> None:

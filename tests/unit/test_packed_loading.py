@@ -12,7 +12,8 @@ from moesaic.core.errors import CheckpointError, ConfigError
 from moesaic.kernels.cpu.arena import PAGE, Arena, Arenas, round_up
 from moesaic.kernels.cpu.library import Unavailable, supported_isas
 from moesaic.kernels.cpu.packed import Both, PackedMatrix, packed_bytes
-from moesaic.weights import pack_cache, staging
+from moesaic.weights import pack_cache, packed_file, staging
+from moesaic.weights.containers.packed import read_raw
 from moesaic.weights.loader import fill_dummy, load_weights
 from moesaic.weights.pack_cache import PackCache, identify
 from moesaic.weights.packing import check_plan, packed_matrices
@@ -208,7 +209,7 @@ def test_a_plan_is_checked_against_the_model():
 
 
 def test_a_second_start_reads_the_same_bytes(plan, checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(pack_cache, "PIECE", 8192)
+    monkeypatch.setattr(packed_file, "PIECE", 8192)
     folder = checkpoint()
     first, second = Model(plan), Model(plan)
     cache, _ = first.cache(tmp_path / "cache", folder)
@@ -291,8 +292,8 @@ def damage_magic(path):
 
 
 def damage_middle(path):
-    with open(path, "r+b") as file:  # a hole where a power failure kept pages from the disk
-        file.seek(pack_cache._read_header(file)["begin"])
+    with open(path, "r+b", buffering=0) as file:  # a hole where a power failure kept pages from the disk
+        file.seek(read_raw(file)["begin"])
         file.write(b"\0" * PAGE)
 
 
@@ -329,7 +330,7 @@ def test_a_folder_that_cannot_be_written_is_one_warning(checkpoint, tmp_path, ca
         def disk_full(*args):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(pack_cache, "_write_all", disk_full)
+        monkeypatch.setattr(packed_file, "_write_all", disk_full)
         model.cache(tmp_path / "full", folder)[0].save()
     assert len([r for r in caplog.records if r.levelname == "WARNING"]) == 3
     assert "No space left" in caplog.text
