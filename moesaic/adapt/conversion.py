@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from moesaic.core.config import DType
-from moesaic.core.errors import CheckpointError, ConfigError, UnsupportedError
+from moesaic.core.errors import CheckpointError, ConfigError, UnsupportedError, unknown_name
 from moesaic.core.log import get_logger
 from moesaic.core.units import size_of
 from moesaic.engine.resolve import find_model
@@ -44,6 +44,7 @@ log = get_logger(__name__)
 BESIDE = (".json", ".jinja", ".model", ".txt", ".py", ".tiktoken")  # what is copied along with the weights
 NOT_BESIDE = ("config.json", NAME)
 MOST_BESIDE = 100 << 20  # bytes; larger ones are no tokenizer's
+FORMATS = ("hf", "packed")
 SPARE = 64 << 20  # disk space that is left alone
 
 
@@ -61,6 +62,20 @@ class Converted:
     kept: int
     tensors: int
     nbytes: int
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How weights are quantised when they are packed: the engine's arguments of these names.
+
+    Attributes:
+        hot_experts: file with a JSON object, layer -> list of experts: these have 8 bits, whatever the others have.
+    """
+
+    quantization: str = "auto"
+    quantization_group_size: int = 128
+    quantization_config: str | None = None
+    hot_experts: str | None = None
 
 
 @dataclass(frozen=True)
@@ -127,17 +142,22 @@ def convert(
     src: str,
     dst: str,
     *,
+    format: str = "hf",
     dtype: DType | None = None,
+    packing: Packing | None = None,
     max_shard_size: int = 5_000_000_000,
     arch: str | None = None,
     force: bool = False,
     progress: bool = False,
 ) -> Converted:
-    """Write the checkpoint `src` into folder `dst` as sharded safetensors, with the names of Hugging Face.
+    """Write the checkpoint `src` into folder `dst`, as sharded safetensors with the names of Hugging Face, or packed.
 
     Args:
         src: folder, GGUF file or Hugging Face id.
-        dtype: of matrices; as stored, or as codes decode to, by default. Vectors in float32 stay.
+        format: "hf"; or "packed", as this machine's kernels read matrices.
+        dtype: of matrices; as stored, or as codes decode to, by default (packed: as the config states). Vectors in
+            float32 stay.
+        packing: of format "packed": how weights are quantised.
         max_shard_size: bytes of a file.
         arch: file with the architecture, as `serve` takes it.
         force: write into a folder that holds something else.
@@ -146,6 +166,18 @@ def convert(
         ConfigError: `dst` holds something else, or too little space is left.
         CheckpointError: the checkpoint does not fill its model exactly, or what was written is not what is read back.
     """
+    if format == "packed":
+        from moesaic.adapt.packed_conversion import convert_packed
+
+        return convert_packed(
+            find_model(src), dst, packing or Packing(), dtype, max_shard_size, arch, force=force, progress=progress
+        )
+    if format != "hf" or packing is not None:
+        raise ConfigError(
+            f"{unknown_name('format', format, FORMATS)}; there are {', '.join(FORMATS)}"
+            if format != "hf"
+            else "weights are quantised where they are packed: say --format packed, or leave --quantization out"
+        )
     checkpoint = Checkpoint.open(find_model(src), arch)
     output = output_of(checkpoint, dtype)
     made = {

@@ -1,8 +1,9 @@
 """EngineArgs: what a user may say about an engine. Names follow vLLM; each default lives here, beside its help."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
+from moesaic.core.config import LoadFormat
 from moesaic.core.strict import strict_kwargs
 
 EMBEDDED_MODEL = "moe-model"
@@ -35,9 +36,7 @@ class EngineArgs:
     load_format: str = arg(
         "auto",
         "what weights are kept as (docs/formats.md); dummy makes seeded random ones",
-        choices=(
-            "auto", "packed", "safetensors", "bin", "directories", "hdf5", "deepspeed", "megatron", "gguf", "dummy"
-        ),  # fmt: skip
+        choices=get_args(LoadFormat),
     )
     verify_weights: bool = arg(
         False,

@@ -12,8 +12,7 @@ from moesaic.weights.codecs import method_of
 from moesaic.weights.containers.gguf import GgufSource, gguf_alone
 
 # Keys that say nothing about what is computed at inference. Older versions of transformers wrote all the
-# generic ones into every config.json. The last two lines: of training in parallel and of
-# layers that only speculate; how `moesaic convert` packed the weights.
+# generic ones into every config.json. The last line: of training in parallel, and of layers that only speculate.
 _METADATA = """
     _name_or_path _commit_hash _attn_implementation attn_implementation _attn_implementation_autoset
     _experts_implementation architectures auto_map model_type transformers_version torch_dtype dtype
@@ -28,9 +27,9 @@ _METADATA = """
     bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values
     exponential_decay_length_penalty suppress_tokens begin_suppress_tokens tf_legacy_loss
     pretraining_tp num_nextn_predict_layers num_mtp_layers
-    moesaic_packed
 """
-METADATA = frozenset(_METADATA.split())
+PACKED_KEY = "moesaic_packed"  # how `moesaic convert` packed the weights
+METADATA = frozenset([*_METADATA.split(), PACKED_KEY])
 
 
 class ConfigReader(KeyReader):

@@ -10,7 +10,7 @@ from moesaic.core.config import ModelConfig
 from moesaic.core.errors import UnsupportedError
 from moesaic.core.log import get_logger
 from moesaic.models.class_config import ClassSpec
-from moesaic.models.config_reader import ConfigReader, eos_token_ids, read_config
+from moesaic.models.config_reader import PACKED_KEY, ConfigReader, eos_token_ids, read_config
 from moesaic.models.implementation import choose_implementation
 from moesaic.models.naming import rules_of
 from moesaic.models.registry import Architecture, ModelRegistry, architecture_in
@@ -95,6 +95,11 @@ def load_model(
     )
     if isinstance(chosen, Architecture):
         return load_native(config, device, block_size, progress, kv_dtype)
+    if PACKED_KEY in read_config(config.path):
+        raise UnsupportedError(
+            f"{config.path} is packed for our own kernels, and transformers' code is to compute it: leave --model-impl "
+            "out, or use the checkpoint that it was made of"
+        )
     import torch
 
     from moesaic.models.hf_backend.build import build

@@ -121,7 +121,7 @@ class PackCache:
                     path.unlink()
         for path in self.folder.glob(f"*{SUFFIX}"):
             with suppress(OSError, ValueError, KeyError):
-                with open(path, "rb") as file:
+                with open(path, "rb", buffering=0) as file:
                     header = read_raw(file)
                 if header["checkpoint"] == self._checkpoint and header["identity"] != self._identity:
                     path.unlink()

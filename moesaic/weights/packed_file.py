@@ -1,8 +1,8 @@
 """Files of packed matrices: written from the memory in which matrices lie, and read into it as they are. (What such a
 file looks like: `weights.containers.packed`.)
 
-A region is a run of pages that matrices lie in; whole regions go to the file and come back, by several threads, past the
-page cache, straight into huge pages.
+A region is a run of pages that matrices lie in; whole regions go to the file and come back, by several threads, past
+the page cache, straight into huge pages.
 """
 
 import os
@@ -35,13 +35,14 @@ class Region:
     @property
     def nbytes(self) -> int:
         """Of its pages."""
-        return self.data.numel()
+        return int(self.data.numel())
 
     def check(self) -> int:
         """A checksum of samples."""
         sampled = self.data[: self.data.numel() // SAMPLE_EVERY * SAMPLE_EVERY].view(-1, SAMPLE_EVERY)[:, :SAMPLE]
         edges = torch.cat((self.data[:SAMPLE], self.data[-SAMPLE:]))
-        return zlib.crc32(edges.numpy().tobytes(), zlib.crc32(sampled.contiguous().numpy().tobytes()))
+        found: int = zlib.crc32(edges.numpy().tobytes(), zlib.crc32(sampled.contiguous().numpy().tobytes()))
+        return found
 
 
 def regions_of(matrices: Sequence[PackedMatrix]) -> tuple[list[Region], list[tuple[int, int]]]:
@@ -83,6 +84,7 @@ def write_regions(
         for piece, offset in [(memoryview(head), 0), *_pieces(regions, len(head))]:
             seen(piece)
             _write_all(file.fileno(), piece, offset)
+        os.fsync(file.fileno())
 
 
 @dataclass(frozen=True)

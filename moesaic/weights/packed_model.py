@@ -1,7 +1,7 @@
-"""A model's packed matrices and the files of a packed checkpoint: what a header says of them, and filling them from it."""
+"""A model's packed matrices and the files of a packed checkpoint: what headers say of them, and filling them."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from moesaic.weights.packing import matrices_by_parameter
 from moesaic.weights.plan import list_misses
 from moesaic.weights.quantization import QuantizationPlan
 from moesaic.weights.staging import Target
+from moesaic.weights.writing import in_shards
 
 log = get_logger(__name__)
 
@@ -42,6 +43,17 @@ class PackedParts:
         self.regions: list[Region]
         self.regions, self.places = regions_of([matrix for _, matrix in self.matrices])
 
+    def in_files(self, most: int) -> list[range]:
+        """The regions in files of at most so many bytes each; a region that is larger has a file of its own."""
+        sizes = {str(number): region.nbytes for number, region in enumerate(self.regions)}
+        return [range(int(names[0]), int(names[-1]) + 1) for names in in_shards(sizes, most)]
+
+    def within(self, regions: Iterable[range]) -> set[str]:
+        """The parameters all of whose matrices lie in these regions."""
+        numbers = {number for some in regions for number in some}
+        here = {name for (name, _), place in zip(self.matrices, self.places, strict=True) if place[0] in numbers}
+        return {name for name, inside in self.inside.items() if here.issuperset(inside)}
+
     def header(self, regions: range, about: Mapping[str, Any]) -> dict[str, Any]:
         """What the file of these regions says of itself."""
         entries = [
@@ -50,7 +62,11 @@ class PackedParts:
             if region in regions
         ]
         here = {entry.name for entry in entries}
-        parameters = {name: [self.shapes[name], inside] for name, inside in self.inside.items() if inside[0] in here}
+        parameters = {
+            name: [self.shapes[name], [matrix for matrix in inside if matrix in here]]
+            for name, inside in self.inside.items()
+            if inside[0] in here
+        }
         return {
             **about,
             "pack": pack_version(),
@@ -58,15 +74,6 @@ class PackedParts:
             "matrices": [entry.as_json() for entry in entries],
             "parameters": parameters,
         }
-
-    def apart(self) -> set[int]:
-        """Regions that must be in one file with the one before them: a parameter fills matrices in both."""
-        region_of = {name: place[0] for (name, _), place in zip(self.matrices, self.places, strict=True)}
-        found: set[int] = set()
-        for names in self.inside.values():
-            numbers = [region_of[name] for name in names]
-            found.update(range(min(numbers) + 1, max(numbers) + 1))
-        return found
 
 
 def packed_plan(plan: QuantizationPlan, source: PackedSource, where: str) -> QuantizationPlan:
@@ -88,7 +95,7 @@ def packed_plan(plan: QuantizationPlan, source: PackedSource, where: str) -> Qua
             + f", and what is packed stays so: leave --quantization and --quantization-config out, or {again}"
         )
     formats = source.formats
-    twins = {"lm_head": m.format for f in source.files for m in f.matrices if m.name == TWIN}
+    twins = [("lm_head", m.format) for f in source.files for m in f.matrices if m.name == TWIN]
     quads = any(format.kind == "w8a8" for format in formats.values())
     ours, mask = pack_version()[0], -1 if quads else ~QUADS
     if ours & mask != file.layout & mask:
@@ -100,7 +107,7 @@ def packed_plan(plan: QuantizationPlan, source: PackedSource, where: str) -> Qua
         plan,
         scheme="auto",
         exceptions=(),
-        stored={name.removesuffix(".weight"): format for name, format in formats.items()} | twins,
+        stored={name.removesuffix(".weight"): format for name, format in formats.items()} | dict(twins),
     )
 
 
@@ -128,7 +135,7 @@ def fill_packed(source: PackedSource, parameters: Mapping[str, Target], where: s
         read_regions(files)
     except (OSError, ValueError) as e:
         raise CheckpointError(f"{where} cannot be loaded: {e}; copy or convert it again") from e
-    for remark in source.files[0].remarks:
+    for remark in dict.fromkeys(remark for file in source.files for remark in file.remarks):
         log.warning("%s", remark)
     return {name: into for name, into in parameters.items() if name not in parts.inside}
 

@@ -129,7 +129,16 @@ def openers_of(path: str) -> dict[str, Callable[[str], Source | None]]:
     return OPENERS if os.path.isdir(path) else {"gguf": _open_gguf}
 
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".hdf5", ".gguf", ".moepack")  # what names of files of weights end with
+WEIGHTS = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".h5",
+    ".hdf5",
+    ".gguf",
+    ".moepack",
+)  # what names of files of weights end with
 
 
 def _log_choice(folder: str, name: str, source: Source) -> None:

@@ -3,7 +3,7 @@
     8 bytes MAGIC · 8 bytes length of the header · 32 bytes SHA-256 of the header · header, JSON · zeros to 4 KiB ·
     regions, each of whole 4 KiB pages
 
-The cache of packed weights keeps such files (`weights.pack_cache`), and a packed checkpoint consists of them (`Packed`).
+The cache of packed weights keeps such files (`weights.pack_cache`), and packed checkpoints consist of them (`Packed`).
 """
 
 import hashlib
@@ -79,7 +79,7 @@ class PackedInfo(ReadableInfo):
     def refusal(self) -> UnsupportedError:
         """What to say to those who want numbers."""
         return UnsupportedError(
-            f"{self.file} holds packed matrices, which are only served: use the checkpoint that they were converted from"
+            f"{self.file} holds packed matrices, which are only served: use the checkpoint that they were made of"
         )
 
 

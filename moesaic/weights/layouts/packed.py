@@ -1,7 +1,7 @@
 """A packed checkpoint: files of packed matrices, and a file of the vectors beside them. Torch-free.
 
-    model-00001-of-00002.moepack ...    matrices as kernels read them (`weights.containers.packed`)
-    vectors.safetensors                 norms, biases and the like, by canonical name
+model-00001-of-00002.moepack ...    matrices as kernels read them (`weights.containers.packed`)
+vectors.safetensors                 norms, biases and the like, by canonical name
 """
 
 import glob
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 VECTORS = "vectors.safetensors"
 
 
-@dataclass(frozen=True)
+@dataclass
 class PackedSource:
     """The tensors of a packed checkpoint, by canonical name. `tensors` are all; of them only vectors can be read, for
     matrices go where they belong as they are (`weights.packed_model`).
