@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from moesaic.adapt.lenient import SAME
+from moesaic.adapt.aliases import field_of
 from moesaic.adapt.names import Group
 from moesaic.adapt.parts import guessed_part
 
@@ -13,7 +13,7 @@ HEAD_DIMS = (128, 64, 96, 80, 256, 192, 32, 16, 8)  # of models that there are, 
 
 
 def measured(groups: Sequence[Group], stated: Iterable[str] = ()) -> dict[str, Any]:
-    """Values of the usual config keys that tensors tell, or make likely: sizes, layers, experts, heads, vocabulary.
+    """Sizes, layers, experts, heads and vocabulary that tensors tell, or make likely: a field of `aliases` -> value.
 
     Args:
         stated: keys of the config; heads are guessed only where it says nothing of them.
@@ -29,15 +29,15 @@ def measured(groups: Sequence[Group], stated: Iterable[str] = ()) -> dict[str, A
             facts["vocab_size"] = max(group.shape)
         elif (group.experts or (len(group.shape) == 3 and part == "experts")) and len(group.shape) > 1:
             facts["num_experts"] = max(group.experts) + 1 if group.experts else group.shape[0]
-            facts["num_experts_per_tok"] = min(2, facts["num_experts"])
+            facts["top_k"] = min(2, facts["num_experts"])
             if inner:
-                facts["moe_intermediate_size"] = min(inner[0], facts.get("moe_intermediate_size", inner[0]))
+                facts["expert_size"] = min(inner[0], facts.get("expert_size", inner[0]))
         elif group.layers and part == "dense" and len(group.shape) == 2 and inner:
             facts["intermediate_size"] = inner[0]
-    facts.setdefault("intermediate_size", facts.get("moe_intermediate_size"))
-    if not set(stated) & set(SAME["num_attention_heads"]):
+    facts.setdefault("intermediate_size", facts.get("expert_size"))
+    if "num_attention_heads" not in map(field_of, stated):
         facts |= _heads(groups)
-    return {same: value for key, value in facts.items() if value is not None for same in SAME[key]}
+    return {field: value for field, value in facts.items() if value is not None}
 
 
 def _heads(groups: Sequence[Group]) -> dict[str, int]:

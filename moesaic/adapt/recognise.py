@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast, get_args
 
+from moesaic.adapt.aliases import stated
 from moesaic.adapt.names import Group
 from moesaic.adapt.parts import guessed_part
 from moesaic.adapt.survey import Survey
@@ -16,13 +17,6 @@ from moesaic.models.load import spec_of
 from moesaic.models.registry import Architecture, ModelRegistry, architecture_in
 from moesaic.models.spec import ModelSpec
 
-# What configs call the few facts that are wanted of an architecture that nobody knows.
-KEYS = {
-    "experts": "num_experts num_local_experts n_routed_experts moe_num_experts experts_num n_experts num_moe_experts",
-    "top_k": "num_experts_per_tok num_experts_per_token moe_topk moe_k moe_top_k top_k_experts experts_per_token top_k",
-    "layers": "num_hidden_layers n_layers num_layers n_layer",
-    "hidden": "hidden_size d_model n_embd dim model_dim",
-}
 MOST_LAYERS, MOST_EXPERTS, MOST_TOGETHER = 4096, 65_536, 1_000_000  # a config that states more is damaged
 
 
@@ -89,7 +83,7 @@ def read_spec_of(survey: Survey, architecture: Architecture | None, arch: str | 
 
 def beyond_any_model(config: Mapping[str, Any] | None) -> str:
     """Why a config describes more layers or experts than are worth counting; "" where it does not."""
-    layers, experts = stated(config, "layers") or 1, stated(config, "experts") or 1
+    layers, experts = number(config, "num_hidden_layers") or 1, number(config, "num_experts") or 1
     if layers > MOST_LAYERS or experts > MOST_EXPERTS or layers * experts > MOST_TOGETHER:
         return f"it states {layers} layers and {experts} experts, which is more than any model has"
     return ""
@@ -106,14 +100,12 @@ def dtype_of(survey: Survey) -> DType:
     return "float32"
 
 
-def stated(config: Mapping[str, Any] | None, fact: str) -> int | None:
-    """A number that the config states under one of the usual keys, in it or in an object within; None for none."""
-    keys = KEYS[fact].split()
+def number(config: Mapping[str, Any] | None, field: str) -> int | None:
+    """A whole number that the config states, by whatever key, in it or in an object within; None for none."""
     parts: list[Mapping[str, Any]] = [config or {}]
     while parts:
         part = parts.pop(0)
-        for key in keys:
-            value = part.get(key)
+        for _, value in stated(part, field):
             if isinstance(value, int) and not isinstance(value, bool):
                 return value
         parts += [value for value in part.values() if isinstance(value, Mapping)]

@@ -14,7 +14,7 @@ from moesaic.adapt.likeness import Likeness, nearest_architectures
 from moesaic.adapt.memory import Memory, memory_of
 from moesaic.adapt.misfits import Misfit, misfits
 from moesaic.adapt.names import listed
-from moesaic.adapt.recognise import Identity, beyond_any_model, counted, dtype_of, identify, read_spec_of, stated
+from moesaic.adapt.recognise import Identity, beyond_any_model, counted, dtype_of, identify, number, read_spec_of
 from moesaic.adapt.survey import Problem, Survey, survey
 from moesaic.adapt.uses import Part, Use, parts_of, uses_of
 from moesaic.core.errors import MoesaicError
@@ -104,18 +104,20 @@ def report_on(found: Survey, arch: str | None = None) -> Report:
     if accounts is not None and spec is not None:
         wrongs = misfits(accounts, spec, found.weights, found.config or {})
     else:
-        experts_stated = None if beyond_any_model(found.config) else stated(found.config, "experts")
+        experts_stated = None if beyond_any_model(found.config) else number(found.config, "num_experts")
         wrongs = holes(found.weight_groups, experts_stated)
     near = ()
     may_differ = found.tensors and not beyond_any_model(found.config)
     if may_differ and (identity.served not in ("native", "transformers") or wrong or _hardly_fits(found, accounts)):
         near = tuple(nearest_architectures(found))
     uses = uses_of(found, accounts, near[0] if near and spec is None else None)
-    total, active, experts = counted(found.weight_groups, stated(found.config, "top_k"))
-    layers = len({la for group in found.weight_groups for la in group.layers}) or stated(found.config, "layers")
+    total, active, experts = counted(found.weight_groups, number(found.config, "top_k"))
+    layers = len({la for group in found.weight_groups for la in group.layers}) or number(
+        found.config, "num_hidden_layers"
+    )
     if spec is not None:
         total, active, layers = spec.num_parameters, spec.num_active_parameters, len(spec.layers)
-    facts = _of_experts(spec) if spec is not None else (experts or None, stated(found.config, "top_k"))
+    facts = _of_experts(spec) if spec is not None else (experts or None, number(found.config, "top_k"))
     return Report(
         found.path,
         identity,

@@ -11,8 +11,9 @@ from torch import Tensor
 from moesaic.kernels.cpu.matmul import PackedExperts
 from moesaic.kernels.reference_moe import ACTIVATIONS, activate_gated, linear
 from moesaic.kernels.registry import kernel
+from moesaic.weights.norms import LARGE_EXPERT
 from moesaic.worker.findings import RouterState
-from moesaic.worker.weight_notes import ABSURD_EXPERT, Weights
+from moesaic.worker.weight_notes import Weights
 
 GATED = ("gate", "up", "down")
 DAMAGED = "The weight is damaged, in the checkpoint or since: get it, or convert it, anew"
@@ -111,7 +112,7 @@ def of_product(
     else:
         how = "overflow" if exact > torch.finfo(dtype).max / 2 else "overflow on the way"
         cause, advice = f"{how}: it gives {exact:.4g}, and {ends(dtype)}", instead or advice_for(dtype)
-        if note is not None and note.ratio is not None and note.ratio > ABSURD_EXPERT:
+        if note is not None and note.ratio is not None and note.ratio > LARGE_EXPERT:
             cause += f"; {name} is {note.ratio:.3g} times as large as its neighbours"
             advice = "The weight looks damaged, for instance by a wrong scale of a quantised group: convert it anew"
     return Cause(op=op, cause=cause, advice=advice, largest=largest, exact=exact, names=names)

@@ -12,12 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moesaic.weights.norms import FEWEST, outliers
 from moesaic.weights.rules import numberless
 from moesaic.worker.findings import WeightFault, WeightNote
 
-ABSURD_EXPERT = 16.0  # times the median of the layer's experts, or a part of it: no training leaves that behind
-ABSURD = 1e3  # the same among layers, which differ more
-FEWEST = 3  # others that say what is usual
 MOST_NEIGHBOURS = 12
 PIECE = 1 << 22  # numbers that are looked at together
 
@@ -101,18 +99,17 @@ class Weights:
                 groups[_layer(name), numberless(name)].append(name)
         for (layer, _), names in groups.items():
             if len(names) > FEWEST:
-                yield from self._apart(names, ABSURD_EXPERT if layer else ABSURD)
+                yield from self._apart(names, bool(layer))
 
-    def _apart(self, names: list[str], most: float) -> Iterator[WeightFault]:
-        """Those whose size is this many times the median of all, or a part of it."""
-        usual = median(self.measure(name).rms for name in names)
-        for name in names:
-            rms = self.measure(name).rms
-            if rms == 0.0 < usual and not self.measure(name).nonfinite:
+    def _apart(self, names: list[str], experts: bool) -> Iterator[WeightFault]:
+        """Those of one kind that are zero, or of a size far from the others'."""
+        sizes = {name: self.measure(name).rms for name in names}
+        for name, size in sizes.items():
+            if size == 0.0 < median(sizes.values()) and not self.measure(name).nonfinite:
                 yield WeightFault(name, "zero", "all numbers are zero, and those of its kind are not")
-            elif usual and rms and not 1 / most <= rms / usual <= most:
-                ratio = f"{rms / usual:.3g} times the median of its kind"
-                yield WeightFault(name, "absurd norm", f"root mean square {rms:.3g}, {ratio}")
+        for name, ratio in outliers(sizes, experts):
+            told = f"root mean square {sizes[name]:.3g}, {ratio:.3g} times the median of its kind"
+            yield WeightFault(name, "absurd norm", told)
 
     def _repeated(self) -> Iterator[WeightFault]:
         """Experts' weights that equal another's of the same layer."""

@@ -29,7 +29,7 @@ from moesaic.engine.resolve import find_model, parse_size, resolve
         ({"tensor_parallel_size": 2}, "only 1 works"),
         ({"device": "cuda"}, "no GPU"),
         ({"seed": "x"}, "seed"),
-        ({"quantization": "w4"}, "quantization must be one of none, w8a16, w4a16, w8a8"),
+        ({"quantization": "w4"}, "quantization must be one of auto, none, w8a16, w4a16, w8a8"),
         ({"quantization_group_size": 48}, "quantization_group_size must be 32, 64, 128, or 0"),
         ({"quantization_config": "lm_head"}, "cannot read .*say pattern=format"),
         ({"quantization_config": '{"lm_head": 8}'}, "cannot read"),

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from moesaic.adapt.draft.code import comment, literal
 from moesaic.adapt.draft.described import describe
 from moesaic.adapt.draft.fields import read_fields, reconcile
-from moesaic.adapt.draft.nearest import Near, nearest
+from moesaic.adapt.draft.peers import peers
 from moesaic.adapt.draft.questions import Question, ask
 from moesaic.adapt.draft.spec_keys import Writer
 from moesaic.adapt.draft.structure import Structure, read_structure
 from moesaic.adapt.draft.write_rules import write_rules
 from moesaic.adapt.draft.write_spec import write_spec
+from moesaic.adapt.likeness import Likeness, nearest_architectures
 from moesaic.adapt.survey import Survey, survey
 from moesaic.core.errors import CheckpointError, ConfigError, MoesaicError
 from moesaic.models.parameters import parameter_shapes
@@ -32,7 +33,7 @@ class Draft:
         source: the file, as Python.
         questions: what neither names nor shapes tell, and what was taken for it.
         open: what has to be looked at before the result is right, one line each; [] where nothing was open.
-        nearest: the known architectures, the most alike first.
+        nearest: the known architectures, the most alike first, as `inspect` ranks them.
         by_hand: parts that cannot be drafted.
         misfit: why the checkpoint does not fill the drafted model; "" where it does, every tensor in its place.
         difference: of its logits from a reference's, relative to the largest; None where none was given.
@@ -43,7 +44,7 @@ class Draft:
     source: str = field(repr=False)
     questions: tuple[Question, ...]
     open: tuple[str, ...]
-    nearest: tuple[Near, ...] = field(repr=False)
+    nearest: tuple[Likeness, ...] = field(repr=False)
     by_hand: tuple[str, ...]
     misfit: str
     structure: Structure = field(repr=False)
@@ -75,7 +76,7 @@ class Drafter:
         self.told = reconcile(self.fields, self.structure)
         self._tell_norms_apart()
         strange = {path[0]: value for path, value in self.fields.unknown.items() if len(path) == 1}
-        self.near = nearest(self.structure, self.fields.values, {**self.fields.plain, **strange})
+        self.near = peers(self.structure, self.fields.values, {**self.fields.plain, **strange})
         self.questions = {q.name: q for q in ask(self.structure, self.fields, self.near)}
 
     def _tell_norms_apart(self) -> None:
@@ -135,7 +136,7 @@ class Drafter:
             source,
             tuple(questions.values()),
             tuple(opened),
-            tuple(self.near[:5]),
+            tuple(nearest_architectures(self.survey)),
             tuple(kind for kind, _ in self.structure.by_hand),
             misfit,
             self.structure,

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from moesaic.adapt.draft.aliases import field_of, useless
+from moesaic.adapt.aliases import field_of, useless
 from moesaic.adapt.draft.structure import Structure
 from moesaic.models.config_reader import METADATA
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 
-from moesaic.adapt.names import Group, group_names
+from moesaic.adapt.names import Group, group_names, split_words
 from moesaic.weights.rules import Shape
 from moesaic.weights.tensors import TensorInfo
 
@@ -54,12 +54,6 @@ class Named:
     def tail(self) -> str:
         """The last part's words as one: `q`, `w1`, `gate_up`, `wi_0`."""
         return "_".join(self.leaf)
-
-
-def split_words(part: str) -> list[str]:
-    """Lower-case words of one part of a name: `qkvProj_0` -> qkv, proj, 0; numbers stay with letters before them."""
-    pieces = re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])[0-9]*|[0-9]+", part)
-    return [piece.lower() for piece in pieces]
 
 
 def read_names(tensors: Mapping[str, TensorInfo]) -> list[Named]:

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from moesaic.adapt.draft import nearest as known
+from moesaic.adapt.draft import peers as known
 from moesaic.adapt.draft.fields import Fields
-from moesaic.adapt.draft.nearest import Near, vote
+from moesaic.adapt.draft.peers import Peer, vote
 from moesaic.adapt.draft.structure import Structure
 from moesaic.models.common import ACTIVATIONS
 from moesaic.models.spec import ModelSpec
@@ -59,7 +59,7 @@ ROUTERS: dict[str, dict[str, Any]] = {  # what a router does -> its fields, as R
 TEMPLATES = {"softmax": ("softmax, renormalised", "softmax"), "sigmoid": ("sigmoid, renormalised", "sigmoid")}
 
 
-def ask(s: Structure, f: Fields, near: list[Near]) -> list[Question]:
+def ask(s: Structure, f: Fields, near: list[Peer]) -> list[Question]:
     """All questions about a checkpoint, each answered as well as can be."""
     asked = [_router(s, f, near), _top_k(s, f), *_rope(s, f, near), *_norms(s, f, near), _activation(s, f, near)]
     asked += [*_layouts(s, near), _window(s, f, near), _heads(s, f)]
@@ -70,7 +70,7 @@ def _others(choice: Any, options: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(option for option in dict.fromkeys(options) if option != choice)
 
 
-def _voted(name: str, near: list[Near], trait: Callable[[ModelSpec], Any], options: Iterable[Any]) -> Question:
+def _voted(name: str, near: list[Peer], trait: Callable[[ModelSpec], Any], options: Iterable[Any]) -> Question:
     """What the most alike architectures do."""
     options = tuple(options)
     choice, share, who = vote(near, trait)
@@ -79,7 +79,7 @@ def _voted(name: str, near: list[Near], trait: Callable[[ModelSpec], Any], optio
     return Question(name, choice, _others(choice, options), who, min(0.9, 0.9 * share))
 
 
-def _router(s: Structure, f: Fields, near: list[Near]) -> Question | None:
+def _router(s: Structure, f: Fields, near: list[Peer]) -> Question | None:
     if not (s.num_experts or s.attention_experts):
         return None
     text = str(f.values.get("scoring", "")).lower().replace("-", "_")
@@ -136,7 +136,7 @@ def _top_k(s: Structure, f: Fields) -> Question | None:
     return Question("top-k", sizes[0], tuple(sizes[1:]), "the config does not say how many experts a token has", 0.3)
 
 
-def _rope(s: Structure, f: Fields, near: list[Near]) -> list[Question]:
+def _rope(s: Structure, f: Fields, near: list[Peer]) -> list[Question]:
     if s.learned_positions:
         return [Question("rotary positions", "none", (), "positions are learned", 1.0)]
     asked = []
@@ -176,7 +176,7 @@ def _theta(spec: ModelSpec) -> float | None:
     return None if rope is None else rope.theta
 
 
-def _norms(s: Structure, f: Fields, near: list[Near]) -> list[Question]:
+def _norms(s: Structure, f: Fields, near: list[Peer]) -> list[Question]:
     asked = []
     stated = str(f.values.get("norm_kind", "")).lower()
     if s.norm_bias:
@@ -204,7 +204,7 @@ def _norms(s: Structure, f: Fields, near: list[Near]) -> list[Question]:
     return asked
 
 
-def _activation(s: Structure, f: Fields, near: list[Near]) -> Question | None:
+def _activation(s: Structure, f: Fields, near: list[Peer]) -> Question | None:
     if not (s.num_experts or s.dense_size):
         return None
     options = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "swigluoai")
@@ -222,7 +222,7 @@ def _activation(s: Structure, f: Fields, near: list[Near]) -> Question | None:
     return voted
 
 
-def _layouts(s: Structure, near: list[Near]) -> list[Question]:
+def _layouts(s: Structure, near: list[Peer]) -> list[Question]:
     """How what lies in one tensor lies there, and what is called what."""
     asked = []
     if not s.names_tell_gate:
@@ -248,7 +248,7 @@ def _layouts(s: Structure, near: list[Near]) -> list[Question]:
     return asked
 
 
-def _window(s: Structure, f: Fields, near: list[Near]) -> Question | None:
+def _window(s: Structure, f: Fields, near: list[Peer]) -> Question | None:
     size = f.values.get("sliding_window")
     if not isinstance(size, int) or isinstance(size, bool) or f.plain.get("layer_types"):
         return None

@@ -15,7 +15,7 @@ def show(draft: Draft, file: str | None, console: Console) -> None:
     if draft.nearest:
         near = draft.nearest[0]
         differs = f"; differs in {', '.join(near.differs[:4])}" if near.differs else ""
-        console.print(f"nearest known: {near.name} ({near.score:.2f}){escape(differs)}", highlight=False)
+        console.print(f"nearest known: {near.architecture} ({near.score:.2f}){escape(differs)}", highlight=False)
     known = len(s.groups) - len(s.unmatched) - len(s.foreign)
     console.print(f"tensors: {known} of {len(s.groups)} kinds of names recognised", highlight=False)
     guessed = [q for q in draft.questions if q.confidence < 1]

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from moesaic.adapt.draft.names import Named, read_names, split_words
+from moesaic.adapt.draft.names import Named, read_names
+from moesaic.adapt.names import split_words
 from moesaic.weights.tensors import TensorInfo
 
 

@@ -8,7 +8,6 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import torch
@@ -18,17 +17,18 @@ from moesaic.adapt.proof.results import Stage
 from moesaic.core.errors import CheckpointError
 from moesaic.models.load import read_config
 from moesaic.models.naming import rules_of
+from moesaic.models.parameters import parameter_shapes
 from moesaic.models.registry import Architecture
 from moesaic.models.spec import ModelSpec
 from moesaic.weights.codecs import decoded
 from moesaic.weights.dtypes import FLOAT_DTYPES
 from moesaic.weights.loader import Piece, Staging
+from moesaic.weights.norms import outliers
 from moesaic.weights.plan import Copy, LoadPlan, plan_load
 from moesaic.weights.rules import Shape, numberless
 from moesaic.weights.scan import Scan, scan_numbers
 from moesaic.weights.sources import Source, open_source
 
-FAR = 1e3  # times the median norm of its kind: what no training leaves behind
 PIECE = 1 << 22  # numbers of a tensor that are looked at together
 MOST_LISTED = 12
 EXPERT = re.compile(r"layers\.(\d+)\.(?:mlp|shortcut)\.experts\.(\d+)\.(\w+)\.weight")
@@ -72,15 +72,6 @@ def account(path: str, architecture: Architecture, spec: ModelSpec, load_format:
     rules = rules_of(architecture, spec, source.naming)
     plan = plan_load(shapes, rules, {name: info.shape for name, info in source.tensors.items()}, path)
     return Accounts(source, plan, shapes)
-
-
-def parameter_shapes(spec: ModelSpec) -> dict[str, Shape]:
-    """The parameters of a model, without their memory."""
-    from moesaic.layers.base import BuildContext
-    from moesaic.models.decoder import Decoder
-
-    model = Decoder(spec, BuildContext(torch.device("meta"), torch.float32))
-    return {name: tuple(view.shape) for name, view in model.named_views()}
 
 
 def scan(accounts: Accounts, wanted: Callable[[str], bool], tick: Callable[[str], None]) -> Stage:
@@ -192,16 +183,13 @@ def _equal(staging: Staging, one: Copy, other: Copy, accounts: Accounts) -> bool
 
 def _far(seen: Mapping[str, Seen], shapes: Mapping[str, Shape]) -> list[str]:
     """Matrices whose norm is far from the median of their kind: experts' of one layer, others' of all layers."""
-    kinds: dict[str, list[str]] = defaultdict(list)
+    kinds: dict[tuple[str, bool], dict[str, float]] = defaultdict(dict)
     for name, one in seen.items():
-        if len(shapes[name]) > 1 and one.norm:
+        if len(shapes[name]) > 1:
             found = EXPERT.fullmatch(name)
-            kinds[f"{found[1]} {found[3]}" if found else numberless(name)].append(name)
-    problems = []
-    for names in kinds.values():
-        usual = median(seen[name].norm for name in names)
-        for name in names:
-            ratio = seen[name].norm / usual if len(names) > 2 else 1.0
-            if not 1 / FAR < ratio < FAR:
-                problems.append(f"{told(name)}: its norm is {ratio:.1g} times the median of its kind")
-    return problems
+            kinds[f"{found[1]} {found[3]}" if found else numberless(name), bool(found)][name] = one.norm
+    return [
+        f"{told(name)}: its norm is {ratio:.1g} times the median of its kind"
+        for (_, experts), sizes in kinds.items()
+        for name, ratio in outliers(sizes, experts)
+    ]

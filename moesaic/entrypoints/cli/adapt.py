@@ -56,7 +56,7 @@ def _record(draft: Draft, file: str | None) -> dict[str, object]:
         "source": draft.source,
         "open": draft.open,
         "questions": [{**asdict(q), "open": q.open} for q in draft.questions],
-        "nearest": [{"architecture": n.name, "score": n.score, "differs": n.differs} for n in draft.nearest],
+        "nearest": [{"architecture": n.architecture, "score": n.score, "differs": n.differs} for n in draft.nearest],
         "by_hand": draft.by_hand,
         "misfit": draft.misfit,
         "difference": draft.difference,

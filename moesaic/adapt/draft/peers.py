@@ -1,4 +1,4 @@
-"""What known architectures would compute of this checkpoint, and which of them are built like it. Torch-free.
+"""What known architectures would compute of this checkpoint; those built like it vote on open questions. Torch-free.
 
 Each known architecture's `spec` reads the config through its own usual keys, whatever words the config has for them;
 what it then describes is compared with what the tensors show.
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moesaic.adapt.draft.aliases import field_of
+from moesaic.adapt.aliases import field_of
 from moesaic.adapt.draft.structure import Structure
 from moesaic.models.config_reader import ConfigReader
 from moesaic.models.registry import ModelRegistry
@@ -50,7 +50,7 @@ class AliasReader(ConfigReader):
 
 
 @dataclass(frozen=True)
-class Near:
+class Peer:
     """A known architecture.
 
     Attributes:
@@ -66,7 +66,7 @@ class Near:
     asked: frozenset[str]
 
 
-def nearest(s: Structure, fields: Mapping[str, Any], plain: Mapping[str, Any]) -> list[Near]:
+def peers(s: Structure, fields: Mapping[str, Any], plain: Mapping[str, Any]) -> list[Peer]:
     """The known architectures that can read this config, the most alike first."""
     found = []
     known = {**fields, "num_hidden_layers": s.num_layers, "hidden_size": s.hidden, "vocab_size": s.vocab}
@@ -84,7 +84,7 @@ def nearest(s: Structure, fields: Mapping[str, Any], plain: Mapping[str, Any]) -
         differs = tuple(f"{t}: {there[t]} there, {here[t]} here" for t in TRAITS if here[t] != there[t])
         strange = tuple(f"{name}: stated here" for name in sorted(fields.keys() - understood - COMMON))
         score = 0.9 * (1 - len(differs) / len(TRAITS)) + 0.1 * (1 - len(strange) / max(1, len(fields)))
-        found.append(Near(name, round(score, 3), spec, differs + strange, asked))
+        found.append(Peer(name, round(score, 3), spec, differs + strange, asked))
     return sorted(found, key=lambda near: -near.score)
 
 
@@ -99,7 +99,7 @@ def _spec_of(name: str, fields: Mapping[str, Any], plain: Mapping[str, Any]) -> 
         return None
 
 
-def vote(near: list[Near], trait: Callable[[ModelSpec], Any]) -> tuple[Any, float, str]:
+def vote(near: list[Peer], trait: Callable[[ModelSpec], Any]) -> tuple[Any, float, str]:
     """What the most alike architectures compute: (the value that most have, their share, what shows it)."""
     best = [n for n in near if n.score > near[0].score - 0.01][:8] if near else []
     values = [(n.name, trait(n.spec)) for n in best]

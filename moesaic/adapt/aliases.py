@@ -3,7 +3,12 @@
 A key is read as its set of words, synonyms as one. Torch-free.
 """
 
-from moesaic.adapt.draft.names import split_words
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from moesaic.adapt.names import split_words
+from moesaic.models.config_reader import METADATA
 
 SYNONYMS = {
     "n": "num", "number": "num", "count": "num", "nb": "num", "no": "num",
@@ -90,9 +95,16 @@ USELESS = {  # word of a key -> why what it says changes nothing here
 }
 
 
+@cache
 def field_of(key: str) -> str | None:
     """The field that a config's key means; None for one that no list here has."""
     return BY_WORDS.get(words_of(key))
+
+
+def stated(values: Mapping[str, Any], field: str) -> Iterator[tuple[str, Any]]:
+    """The keys that mean a field, and what they say; those that are also said of other things come last."""
+    keys = [key for key in values if field_of(key) == field]
+    return ((key, values[key]) for key in sorted(keys, key=lambda key: key in METADATA))
 
 
 def useless(key: str) -> str | None:
