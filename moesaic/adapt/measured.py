@@ -1,4 +1,4 @@
-"""What tensors tell of a model's sizes, under the usual keys of a config. Torch-free."""
+"""What tensors tell of a model's sizes, as fields of a config. Torch-free."""
 
 import re
 from collections import Counter

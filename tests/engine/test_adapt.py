@@ -19,7 +19,7 @@ from moesaic.core.errors import CheckpointError, ConfigError
 from moesaic.weights.tensors import TensorInfo
 from tests.niche import KINDS, make_niche
 from tests.renamed import rename
-from tests.tiny_models import make_tiny, tiny_reference
+from tests.tiny_models import tiny_reference
 
 RENAMED = (
     "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "dots1", "glm4_moe", "hunyuan_v1_moe", "llama",
@@ -34,12 +34,11 @@ def niche(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def renamed(tmp_path_factory):
+def renamed(tmp_path_factory, tiny_model):
     """family -> (folder, logits as transformers computes them)."""
 
     def made(family):
         folder = tmp_path_factory.mktemp(family)
-        make_tiny(family, folder / "known")
         recorded = {}
         model = tiny_reference(family)
         for n in range(2):
@@ -47,7 +46,7 @@ def renamed(tmp_path_factory):
             with torch.no_grad():
                 recorded |= {f"input_ids.{n}": ids, f"logits.{n}": model(ids[None]).logits[0].contiguous()}
         save_file(recorded, folder / "logits.safetensors")
-        return str(rename(folder / "known", folder / "renamed")), str(folder / "logits.safetensors")
+        return str(rename(Path(tiny_model(family)), folder / "renamed")), str(folder / "logits.safetensors")
 
     return made
 

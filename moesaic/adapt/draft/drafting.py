@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from moesaic.adapt.draft.code import comment, literal
 from moesaic.adapt.draft.described import describe
@@ -33,8 +34,8 @@ class Draft:
         source: the file, as Python.
         questions: what neither names nor shapes tell, and what was taken for it.
         open: what has to be looked at before the result is right, one line each; [] where nothing was open.
-        nearest: the known architectures, the most alike first, as `inspect` ranks them.
         by_hand: parts that cannot be drafted.
+        survey: what was found in the folder.
         misfit: why the checkpoint does not fill the drafted model; "" where it does, every tensor in its place.
         difference: of its logits from a reference's, relative to the largest; None where none was given.
     """
@@ -44,11 +45,16 @@ class Draft:
     source: str = field(repr=False)
     questions: tuple[Question, ...]
     open: tuple[str, ...]
-    nearest: tuple[Likeness, ...] = field(repr=False)
     by_hand: tuple[str, ...]
     misfit: str
     structure: Structure = field(repr=False)
+    survey: Survey = field(repr=False, compare=False)
     difference: float | None = None
+
+    @cached_property
+    def nearest(self) -> list[Likeness]:
+        """The known architectures that are built alike, best first, as `inspect` ranks them."""
+        return nearest_architectures(self.survey)
 
     @property
     def ok(self) -> bool:
@@ -136,10 +142,10 @@ class Drafter:
             source,
             tuple(questions.values()),
             tuple(opened),
-            tuple(nearest_architectures(self.survey)),
             tuple(kind for kind, _ in self.structure.by_hand),
             misfit,
             self.structure,
+            self.survey,
             difference,
         )
 
