@@ -68,15 +68,20 @@ class Memory:
     caches: tuple[Cache, ...]
 
 
-def memory_of(spec: ModelSpec, dtype: DType, stored: Mapping[str, WeightFormat] | None = None) -> Memory:
+def memory_of(
+    spec: ModelSpec, dtype: DType, stored: Mapping[str, WeightFormat] | None = None, fixed: bool = False
+) -> Memory:
     """What serving a model takes on this machine's kernels.
 
     Args:
         dtype: of weights that are not quantised.
         stored: matrices that a checkpoint holds as codes, by the parameters in them, and their formats.
+        fixed: they can be kept in no other way, as what is packed.
     """
     kept = list(kept_weights(spec))
     of_schemes = formats_of_schemes(dtype, stored)
+    if fixed:
+        of_schemes = dict(list(of_schemes.items())[:1])
     weights = tuple(_weights(spec, kept, scheme, format_of) for scheme, format_of in of_schemes.items())
     return Memory(dtype, spec.max_position_embeddings, weights, tuple(_cache(spec, d) for d in get_args(KVCacheDType)))
 

@@ -24,7 +24,7 @@ from moesaic.models.spec import ModelSpec
 from moesaic.weights.containers import packed, safetensors
 from moesaic.weights.containers.packed import SUFFIX, VERSION
 from moesaic.weights.dtypes import NAMES
-from moesaic.weights.layouts.packed import VECTORS
+from moesaic.weights.layouts.packed import PACKED, VECTORS
 from moesaic.weights.loader import load_weights
 from moesaic.weights.manifest import Entry, Manifest, hash_file
 from moesaic.weights.pack_cache import identify
@@ -139,7 +139,7 @@ def _open(src: str, packing: Packing, dtype: DType | None, arch: str | None) -> 
             f"{opened.architecture.name} is a hand-written model, and the matrices of such are not packed: convert it "
             "with --format hf"
         )
-    if opened.source is not None and opened.source.naming == "packed":
+    if opened.source is not None and opened.source.naming == PACKED:
         raise UnsupportedError(f"{src} is packed already: convert the checkpoint that it was made of")
     return opened
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from moesaic.adapt.machines import Machine, accelerators, size_given, this_machine
-from moesaic.adapt.memory import AS_STORED, Cache, Weights, formats_of_schemes, memory_of
+from moesaic.adapt.memory import AS_STORED, Cache, Memory, Weights, formats_of_schemes, memory_of
 from moesaic.adapt.parts import part_of
 from moesaic.adapt.predict import Speed, offloaded_seconds, parallel_seconds, speed, step_seconds
 from moesaic.adapt.recognise import dtype_of
@@ -22,6 +22,7 @@ from moesaic.models.floor import Formats, decode, kept_numbers
 from moesaic.models.load import spec_of
 from moesaic.models.parameters import Matrix, kept_weights
 from moesaic.models.spec import DenseSpec, LayerSpec, ModelSpec
+from moesaic.weights.layouts.packed import PACKED
 
 CONTEXT = 4096  # tokens of a sequence, where nobody says more
 BATCHES = (1, 8, 32)
@@ -125,7 +126,8 @@ def plan(
     machine = _machine(gpus, memory, threads, bandwidth, compute)
     dtype, stored = cast(DType, dtype_of(found)), stored_formats(found, accounts_of(found, arch))
     kv_dtype = dtype if kv_cache_dtype == "auto" else kv_cache_dtype
-    options = _options(spec, machine, length, dtype, stored, kv_dtype)
+    sizes = memory_of(spec, dtype, stored, found.naming == PACKED)
+    options = _options(spec, machine, length, sizes, formats_of_schemes(dtype, stored), kv_dtype)
     chosen = next((option for option in options if option.fits), None)
     wrong = [f"it does not load as it is: {what}" for what in (*report.problems, *report.misfits)[:3]]
     return Plan(
@@ -169,11 +171,14 @@ def _machine(
 
 
 def _options(
-    spec: ModelSpec, machine: Machine, context: int, dtype: DType, stored: Mapping[str, WeightFormat], kv_dtype: str
+    spec: ModelSpec,
+    machine: Machine,
+    context: int,
+    memory: Memory,
+    ways: Mapping[str, Callable[[str], WeightFormat]],
+    kv_dtype: str,
 ) -> tuple[Option, ...]:
     """Every way of keeping the weights, the best first."""
-    memory = memory_of(spec, dtype, stored)
-    ways = formats_of_schemes(dtype, stored)
     cache = next(cache for cache in memory.caches if cache.dtype == kv_dtype)
     return tuple(
         _option(spec, machine, context, weights, cache, step_formats(spec, ways[weights.scheme], cache))

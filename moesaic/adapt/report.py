@@ -23,6 +23,7 @@ from moesaic.models.naming import rules_of
 from moesaic.models.parameters import parameter_shapes
 from moesaic.models.registry import Architecture
 from moesaic.models.spec import ExpertAttentionSpec, ExpertPagedAttentionSpec, ModelSpec
+from moesaic.weights.layouts.packed import PACKED
 from moesaic.weights.plan import Accounting, account
 from moesaic.weights.tensors import FLOATS
 
@@ -180,11 +181,17 @@ def _dtypes(found: Survey) -> dict[str, int]:
 
 
 def _memory(found: Survey, spec: ModelSpec | None, accounts: Accounting | None) -> Memory | None:
-    return None if spec is None else memory_of(spec, dtype_of(found), stored_formats(found, accounts))
+    return (
+        None
+        if spec is None
+        else memory_of(spec, dtype_of(found), stored_formats(found, accounts), found.naming == PACKED)
+    )
 
 
 def stored_formats(found: Survey, accounts: Accounting | None) -> dict[str, WeightFormat]:
     """Parameters that the checkpoint holds as codes, and their formats; `accounts` as of `accounts_of`."""
+    if found.naming == PACKED:
+        return dict(found.formats)
     if not found.formats or accounts is None:
         return {}
     return {c.target: found.formats[c.source] for c in accounts.plan.copies if c.source in found.formats}

@@ -23,6 +23,7 @@ from moesaic.weights.containers.gguf import gguf_shards
 from moesaic.weights.containers.safetensors import survey_header
 from moesaic.weights.layouts.directories import tensor_name
 from moesaic.weights.layouts.files import holds_weights
+from moesaic.weights.layouts.packed import PackedSource
 from moesaic.weights.rules import Index
 from moesaic.weights.sources import OPENERS, Source, openers_of
 from moesaic.weights.tensors import TensorInfo
@@ -152,6 +153,8 @@ def survey(path: str) -> Survey:
 
 
 def _formats(source: Source) -> dict[str, WeightFormat]:
+    if isinstance(source, PackedSource):
+        return {name: format for name, format in source.formats.items() if format.quantised}
     if not is_coded(source):
         return {}
     found = {name: source.format_of(name) for name in source.tensors}

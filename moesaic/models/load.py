@@ -130,6 +130,7 @@ def open_native(config: ModelConfig, device: str, block_size: int, kv_dtype: str
     from moesaic.layers.base import BuildContext
     from moesaic.models.backends import choose_backends
     from moesaic.weights.codecs import decoded
+    from moesaic.weights.layouts.packed import PACKED
     from moesaic.weights.quantization import QuantizationPlan
     from moesaic.weights.sources import open_source
 
@@ -143,7 +144,7 @@ def open_native(config: ModelConfig, device: str, block_size: int, kv_dtype: str
     where, dtype = torch.device(device), getattr(torch, config.dtype)
     cache_dtype = dtype if kv_dtype is None else getattr(torch, kv_dtype)
     backends = choose_backends(spec, where, dtype, cache_dtype, block_size, config.moe_backend)
-    packed = source is not None and source.naming == "packed"
+    packed = source is not None and source.naming == PACKED
     if (plan.quantised or packed) and backends["matrices"] != "cpu":
         what = f"{config.path} is packed for" if packed else "quantised weights need"
         do = "use an unpacked checkpoint" if packed else "leave --quantization and --quantization-config out"

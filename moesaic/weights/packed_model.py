@@ -23,7 +23,6 @@ from moesaic.weights.writing import in_shards
 log = get_logger(__name__)
 
 QUADS = 1  # the bit of a layout's version that says how 8-bit codes of 8-bit products lie (csrc/kernels/pack.cpp)
-TWIN = "embed.weight.twin"  # the LM head of tied embeddings, where its format is another than the table's
 Place = tuple[int, int]  # region, offset in it
 
 
@@ -95,7 +94,6 @@ def packed_plan(plan: QuantizationPlan, source: PackedSource, where: str) -> Qua
             + f", and what is packed stays so: leave --quantization and --quantization-config out, or {again}"
         )
     formats = source.formats
-    twins = [("lm_head", m.format) for f in source.files for m in f.matrices if m.name == TWIN]
     quads = any(format.kind == "w8a8" for format in formats.values())
     ours, mask = pack_version()[0], -1 if quads else ~QUADS
     if ours & mask != file.layout & mask:
@@ -107,7 +105,7 @@ def packed_plan(plan: QuantizationPlan, source: PackedSource, where: str) -> Qua
         plan,
         scheme="auto",
         exceptions=(),
-        stored={name.removesuffix(".weight"): format for name, format in formats.items()} | dict(twins),
+        stored={n.removesuffix(".weight"): f for n, f in formats.items() if f.quantised},
     )
 
 

@@ -85,7 +85,7 @@ class QuantizationPlan:
     def format_of(self, name: str) -> WeightFormat:
         """The format of the matrix with this canonical name, with or without `.weight`."""
         name = name.removesuffix(".weight")
-        if any(fits(pattern, name) for pattern in KEPT):
+        if (not self._rules and name not in self.stored) or _kept(re.sub(r"\d+", "0", name)):
             return self._plain
         found = (format for pattern, format in reversed(self._rules) if fits(pattern, name))
         return next(found, self.stored.get(name, self._plain))
@@ -157,6 +157,11 @@ class QuantizationPlan:
 def fits(pattern: str, name: str) -> bool:
     """Whether `pattern` means a name, or what it lies under: `lm_head`, `layers.*.mlp`, `layers.0-3.**.down`."""
     return _fits(_parts(pattern), tuple(name.split(".")))
+
+
+@cache  # no pattern of what is kept has numbers, so that names which differ in numbers alone are looked at once
+def _kept(name: str) -> bool:
+    return any(fits(pattern, name) for pattern in KEPT)
 
 
 @cache

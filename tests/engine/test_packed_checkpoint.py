@@ -315,6 +315,10 @@ def test_the_command_and_what_is_said_of_the_folder(embedded_path, tmp_path):
     assert json.loads(done.output)["files"] == 2
     seen = CliRunner().invoke(cli, ["inspect", folder])
     assert seen.exit_code == 0 and "2 packed files" in seen.output and "it can be served" in seen.output
+    assert "w8a16" not in seen.output  # what is packed stays so
+    planned = json.loads(CliRunner().invoke(cli, ["plan", folder, "--json"]).output)
+    assert [option["quantization"] for option in planned["options"]] == ["auto"]
+    assert planned["options"][0]["weights"]["nbytes"] == load(folder, dtype="bfloat16").weight_bytes()
     assert inspect(folder).misfits == ()
     header = read_header(str(tmp_path / "p" / "model-00001-of-00001.moepack"))
     assert sum(info.nbytes for info in header.tensors.values()) <= sum(header.regions)

@@ -74,11 +74,7 @@ class PackedInfo(ReadableInfo):
 
     def read(self, index: Index, into: "torch.Tensor") -> None:
         """Never: packed matrices are read whole, as they are."""
-        raise self.refusal()
-
-    def refusal(self) -> UnsupportedError:
-        """What to say to those who want numbers."""
-        return UnsupportedError(
+        raise UnsupportedError(
             f"{self.file} holds packed matrices, which are only served: use the checkpoint that they were made of"
         )
 

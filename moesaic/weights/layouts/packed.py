@@ -8,7 +8,7 @@ import glob
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from moesaic.core.errors import CheckpointError
 from moesaic.core.formats import WeightFormat
@@ -20,7 +20,9 @@ from moesaic.weights.tensors import ReadableInfo, merge_shards
 if TYPE_CHECKING:
     import torch
 
+PACKED = "packed"  # the naming: canonical names
 VECTORS = "vectors.safetensors"
+TWIN = "embed.weight.twin"  # the LM head of tied embeddings, where its format is not the table's
 
 
 @dataclass
@@ -36,32 +38,19 @@ class PackedSource:
     files: tuple[Packed, ...]
     vectors: Mapping[str, ReadableInfo]
     tensors: Mapping[str, ReadableInfo]
-    naming: str = "packed"
+    naming: str = PACKED
 
     @property
     def formats(self) -> dict[str, WeightFormat]:
-        """Parameter in a matrix -> the format of that."""
-        return {name: format for file in self.files for name, format in file.formats.items()}
+        """Parameter in a matrix -> the format of that; the LM head's too where it is a copy of the embeddings."""
+        found = {name: format for file in self.files for name, format in file.formats.items()}
+        for file in self.files:
+            found.update(("lm_head.weight", matrix.format) for matrix in file.matrices if matrix.name == TWIN)
+        return found
 
     def read(self, name: str, index: Index, into: "torch.Tensor") -> None:
         """As of Source."""
         self.tensors[name].read(index, into)
-
-    def format_of(self, name: str) -> WeightFormat | None:
-        """The format of a quantised weight; None of others."""
-        for file in self.files:
-            if name in file.parameters:
-                format = file.formats[name]
-                return format if format.quantised else None
-        return None
-
-    def transposed(self, name: str) -> bool:
-        """Never."""
-        return False
-
-    def read_codes(self, name: str, index: Index) -> Any:
-        """As `read` of what lies in a matrix. Raises UnsupportedError."""
-        raise self.tensors[name].refusal()  # type: ignore[attr-defined]
 
 
 def open_packed(folder: str) -> PackedSource | None:
