@@ -42,6 +42,15 @@ def isa(request, monkeypatch):
     Kernel.forget()
 
 
+@pytest.fixture
+def cpu_library() -> None:
+    """Skips where the C++ kernels are not built, or not for this machine."""
+    try:
+        supported_isas()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory):
     """A function: family and overrides in, folder of a tiny random checkpoint out, made once a session."""

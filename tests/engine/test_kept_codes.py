@@ -8,11 +8,12 @@ from safetensors.torch import load_file
 from moesaic import LLM, SamplingParams
 from moesaic.core.errors import ConfigError
 from moesaic.core.formats import WeightFormat
-from moesaic.kernels.cpu.library import Unavailable, supported_isas
 from moesaic.weights.packing import packed_matrices
 from tests.engine.test_quantised_checkpoints import CASES, SIZES, TOKENS, quantised
 from tests.parity.driver import Driver, load, relative_difference
 from tests.quantised import gptq, mxfp4, rewrite, save
+
+pytestmark = pytest.mark.usefixtures("cpu_library")
 
 KEPT = {
     "gptq": WeightFormat("w4", 32),
@@ -22,14 +23,6 @@ KEPT = {
     "int-quantized": WeightFormat("w8", 0),
 }
 MXFP4 = WeightFormat("mxfp4")
-
-
-@pytest.fixture(autouse=True)
-def _needs_a_library():
-    try:
-        supported_isas()
-    except Unavailable as reason:
-        pytest.skip(str(reason))
 
 
 def matrices(model):

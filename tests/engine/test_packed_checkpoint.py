@@ -14,7 +14,6 @@ from moesaic.adapt.conversion import Packing
 from moesaic.core.errors import CheckpointError, ConfigError, MoesaicError, UnsupportedError
 from moesaic.entrypoints.cli.main import cli
 from moesaic.kernels.cpu.arena import PAGE, Arenas
-from moesaic.kernels.cpu.library import Unavailable, supported_isas
 from moesaic.models import load as loading
 from moesaic.weights import packed_model
 from moesaic.weights.containers.packed import header_bytes, read_header, read_raw
@@ -24,15 +23,9 @@ from tests.engine.test_quantised_checkpoints import CASES, SIZES, quantised
 from tests.parity.driver import Driver, load
 from tests.quantised import rewrite
 
+pytestmark = pytest.mark.usefixtures("cpu_library")
+
 TOKENS = [5, 17, 33, 90, 12, 77, 3, 41]
-
-
-@pytest.fixture(autouse=True)
-def _needs_a_library():
-    try:
-        supported_isas()
-    except Unavailable as reason:
-        pytest.skip(str(reason))
 
 
 def packed(source, folder, **packing):

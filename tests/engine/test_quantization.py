@@ -4,19 +4,12 @@ import pytest
 
 from moesaic import LLM, SamplingParams
 from moesaic.core.errors import ConfigError, UnsupportedError
-from moesaic.kernels.cpu.library import Unavailable, supported_isas
 from moesaic.weights.packing import packed_matrices
+
+pytestmark = pytest.mark.usefixtures("cpu_library")
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24)
 QUESTIONS = ["What is 47 + 38?", "What is top-k routing?"]
-
-
-@pytest.fixture(autouse=True)
-def _needs_a_library():
-    try:
-        supported_isas()
-    except Unavailable as reason:
-        pytest.skip(str(reason))
 
 
 def engine(**arguments):

@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 
 from moesaic.core.errors import CheckpointError, ConfigError
 from moesaic.kernels.cpu.arena import PAGE, Arena, Arenas, round_up
-from moesaic.kernels.cpu.library import Unavailable, supported_isas
 from moesaic.kernels.cpu.packed import Both, PackedMatrix, packed_bytes
 from moesaic.weights import pack_cache, packed_file, staging
 from moesaic.weights.containers.packed import read_raw
@@ -21,6 +20,8 @@ from moesaic.weights.quantization import QuantizationPlan
 from moesaic.weights.rules import fused_experts, rename, tied
 from moesaic.weights.sources import open_source
 
+pytestmark = pytest.mark.usefixtures("cpu_library")
+
 H, INNER, EXPERTS, VOCABULARY = 96, 48, 3, 130
 RULES = [
     rename("embed.weight", "embed.weight"),
@@ -29,14 +30,6 @@ RULES = [
     rename("{n}_proj.weight", "layers.0.attention.{n}.weight"),
     *fused_experts("gate_up", "down", target="layers.0.mlp.experts.{e}"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _needs_a_library():
-    try:
-        supported_isas()
-    except Unavailable as reason:
-        pytest.skip(str(reason))
 
 
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])

@@ -14,7 +14,7 @@ from itertools import product
 
 from moesaic.core.errors import CheckpointError, UnsupportedError
 from moesaic.weights.containers.torch_file import read_header
-from moesaic.weights.layouts.files import natural
+from moesaic.weights.layouts.files import folder_of_step, natural
 from moesaic.weights.tensors import ReadableInfo, merge_shards
 
 LATEST = "latest"  # a file that names the folder of the last step
@@ -31,7 +31,7 @@ def open_deepspeed(folder: str) -> dict[str, ReadableInfo] | None:
         CheckpointError: a file is damaged or missing, by name.
         UnsupportedError: it is one of the kinds that are not read, by name.
     """
-    where = _folder_of_step(folder)
+    where = folder_of_step(folder, LATEST)
     names = natural(os.listdir(where))
     if any(ZERO3.fullmatch(name) for name in names):
         raise UnsupportedError(
@@ -53,18 +53,6 @@ def open_deepspeed(folder: str) -> dict[str, ReadableInfo] | None:
         {_own_name(name): info for name, info in read_header(os.path.join(where, file), lenient=True).items()}
         for file in files
     )
-
-
-def _folder_of_step(folder: str) -> str:
-    latest = os.path.join(folder, LATEST)
-    if not os.path.isfile(latest):
-        return folder
-    with open(latest, encoding="utf-8", errors="replace") as f:
-        step = f.read(256).strip()
-    where = os.path.join(folder, os.path.basename(step))
-    if not step or not os.path.isdir(where):
-        raise CheckpointError(f"{latest} names the folder {step!r}, which is not there")
-    return where
 
 
 def _refuse_gaps(where: str, experts: dict[tuple[int, ...], str], rest: dict[int, str]) -> None:

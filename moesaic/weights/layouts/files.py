@@ -4,7 +4,7 @@ import glob
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from moesaic.core.errors import CheckpointError
 from moesaic.weights.containers import safetensors, torch_file
@@ -71,6 +71,27 @@ def files_below(folder: str, most: int) -> Iterator[str]:
                         stack.append((path, depth + 1))
                 elif where and holds_weights(entry.name):
                     yield path
+
+
+def folder_of_step(folder: str, latest: str, name_of: Callable[[str], str] = str) -> str:
+    """The folder of the step that the file `latest` states, or `folder` where there is no such file.
+
+    Args:
+        name_of: what the folder of a stated step is called.
+
+    Raises:
+        CheckpointError: there is no such folder.
+    """
+    file = os.path.join(folder, latest)
+    if not os.path.isfile(file):
+        return folder
+    with open(file, encoding="utf-8", errors="replace") as f:
+        stated = f.read(256).strip()
+    name = name_of(stated)
+    where = os.path.join(folder, os.path.basename(name))
+    if not name or not os.path.isdir(where):
+        raise CheckpointError(f"{file} names the step {stated!r}, but there is no folder {name}")
+    return where
 
 
 def read_header(path: str) -> Mapping[str, ReadableInfo]:

@@ -14,6 +14,7 @@ from itertools import product
 
 from moesaic.core.errors import CheckpointError, UnsupportedError
 from moesaic.weights.containers.torch_file import read_header
+from moesaic.weights.layouts.files import folder_of_step
 from moesaic.weights.layouts.joined import join
 from moesaic.weights.tensors import ReadableInfo
 
@@ -41,7 +42,7 @@ def open_megatron(folder: str) -> dict[str, ReadableInfo] | None:
         CheckpointError: a file is damaged or missing, by name.
         UnsupportedError: it is one of the kinds that are not read, by name.
     """
-    where = _folder_of_step(folder)
+    where = folder_of_step(folder, LATEST, _step_name)
     found = {name: match for name in sorted(os.listdir(where)) if (match := RANK.fullmatch(name))}
     found = {name: match for name, match in found.items() if os.path.isdir(os.path.join(where, name))}
     if not found:
@@ -52,17 +53,8 @@ def open_megatron(folder: str) -> dict[str, ReadableInfo] | None:
     return _put_together(where, _ranks(headers))
 
 
-def _folder_of_step(folder: str) -> str:
-    latest = os.path.join(folder, LATEST)
-    if not os.path.isfile(latest):
-        return folder
-    with open(latest, encoding="utf-8", errors="replace") as f:
-        step = f.read(256).strip()
-    name = f"iter_{int(step):07d}" if step.isdecimal() else step
-    where = os.path.join(folder, os.path.basename(name))
-    if not name or not os.path.isdir(where):
-        raise CheckpointError(f"{latest} names the step {step!r}, but there is no folder {name}")
-    return where
+def _step_name(stated: str) -> str:
+    return f"iter_{int(stated):07d}" if stated.isdecimal() else stated
 
 
 def _refuse_gaps(where: str, keys: Mapping[str, tuple[int, ...]]) -> None:
