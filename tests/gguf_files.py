@@ -61,6 +61,25 @@ def write_gguf(folder: str | Path, out: str | Path, quantize: Quantize | None = 
     return Path(out)
 
 
+def describe_tokenizer(folder: str | Path) -> Callable[[gguf.GGUFWriter], None]:
+    """A function that adds the tokenizer in `folder`, of bytes, to a file."""
+    data = json.loads((Path(folder) / "tokenizer.json").read_text())
+    special = {token["id"]: token["content"] for token in data["added_tokens"]}
+    tokens = {**{i: token for token, i in data["model"]["vocab"].items()}, **special}
+
+    def describe(writer: gguf.GGUFWriter) -> None:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("smollm")  # digits one by one, then as GPT-2 splits
+        writer.add_token_list([tokens[i] for i in range(len(tokens))])
+        writer.add_token_types([3 if i in special else 1 for i in range(len(tokens))])
+        writer.add_token_merges([" ".join(pair) for pair in data["model"]["merges"]])
+        writer.add_eos_token_id(1)
+        writer.add_pad_token_id(0)
+        writer.add_chat_template((Path(folder) / "chat_template.jinja").read_text())
+
+    return describe
+
+
 def blocks_of(kind: Type) -> Quantize:
     """Matrices whose rows fit into blocks of `kind`, made with random bits under moderate scales; all else as it is."""
 

@@ -273,6 +273,20 @@ def test_what_transformers_computes(damaged, family):
 
 
 @pytest.mark.parametrize("impl", ["transformers", "native"])
+def test_nothing_damaged_is_served_unless_it_is_looked_for(damaged, impl):
+    """Whoever reads the weights."""
+
+    def change(tensors):
+        tensors["model.layers.1.post_attention_layernorm.weight"][2] = float("inf")
+
+    folder = damaged(change, "deepseek_v3")
+    with pytest.raises(CheckpointError, match="1 weight holds NaN or infinity") as error:
+        engine_of(folder, model_impl=impl, diagnose=False)
+    assert "model.layers.1.post_attention_layernorm.weight" in str(error.value)
+    assert "1 of 64 numbers, the first at [2]" in str(error.value)
+
+
+@pytest.mark.parametrize("impl", ["transformers", "native"])
 def test_experts_of_both_ways(damaged, impl):
     """Those that transformers' code calls are ours too."""
 

@@ -9,10 +9,10 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 from moesaic import LLM, SamplingParams
-from moesaic.core.errors import MoesaicError
+from moesaic.core.errors import MoesaicError, UnsupportedError
 from moesaic.engine.tokenizer import Tokenizer
 from tests.engine.test_greedy_parity import PROMPTS, transformers_greedy
-from tests.gguf_files import ARCHITECTURES, OPTIONS, blocks_of, write_gguf
+from tests.gguf_files import ARCHITECTURES, OPTIONS, blocks_of, describe_tokenizer, write_gguf
 from tests.parity.driver import Driver, load
 
 IDS = [5, 9, 60, 3, 70, 120, 44, 17, 90, 11, 2, 8]
@@ -117,25 +117,6 @@ def test_greedy_tokens_are_those_of_transformers(tiny_model, tmp_path, family):
         assert output.outputs[0].token_ids == transformers_greedy(folder, prompt, 24)
 
 
-def describe_tokenizer(folder):
-    """A function that adds the tokenizer in `folder`, of bytes, to a file."""
-    data = json.loads((Path(folder) / "tokenizer.json").read_text())
-    special = {token["id"]: token["content"] for token in data["added_tokens"]}
-    tokens = {**{i: token for token, i in data["model"]["vocab"].items()}, **special}
-
-    def describe(writer):
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("smollm")  # digits one by one, then as GPT-2 splits
-        writer.add_token_list([tokens[i] for i in range(len(tokens))])
-        writer.add_token_types([3 if i in special else 1 for i in range(len(tokens))])
-        writer.add_token_merges([" ".join(pair) for pair in data["model"]["merges"]])
-        writer.add_eos_token_id(1)
-        writer.add_pad_token_id(0)
-        writer.add_chat_template((Path(folder) / "chat_template.jinja").read_text())
-
-    return describe
-
-
 @pytest.fixture(scope="module")
 def embedded_gguf(embedded_path, tmp_path_factory):
     """The embedded model, with its tokenizer, as a GGUF file."""
@@ -180,3 +161,16 @@ def test_weights_beside_it_go_first(tiny_model, tmp_path):
     torch.testing.assert_close(logits(tmp_path), logits(folder), atol=0, rtol=0)
     with pytest.raises(MoesaicError, match=r"name the .gguf file itself"):
         logits(tmp_path, load_format="gguf")
+
+
+@pytest.mark.parametrize("kind", ["gguf", "gptq"])
+def test_what_transformers_code_cannot_read_is_said(tiny_model, tmp_path, kind):
+    folder, path = tiny_model("deepseek_v3", **OPTIONS["deepseek_v3"]), tmp_path
+    if kind == "gguf":
+        path = write_gguf(folder, tmp_path / "model.gguf")
+    else:
+        config = json.loads((Path(folder) / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 32}
+        (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedError, match=rf"is quantised \(method {kind}\).*--model-impl"):
+        LLM(str(path), skip_tokenizer_init=True, model_impl="transformers", threads=1)

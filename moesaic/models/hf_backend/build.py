@@ -4,10 +4,9 @@ import torch
 
 from moesaic.core.config import ModelConfig
 from moesaic.core.errors import UnsupportedError
-from moesaic.models.config_reader import read_config
 from moesaic.models.hf_backend.allowed import Allowed
 from moesaic.models.hf_backend.facts import read_facts
-from moesaic.models.hf_backend.loading import load, refuse_quantised
+from moesaic.models.hf_backend.loading import load
 from moesaic.models.hf_backend.packed import PackedModel
 from moesaic.models.hf_backend.request import RequestModel
 
@@ -18,7 +17,6 @@ def build(
     config: ModelConfig, entry: Allowed, device: torch.device, block_size: int, kv_dtype: torch.dtype
 ) -> ForeignModels:
     """The model of an allowed architecture, its weights loaded. Raises ConfigError or CheckpointError."""
-    refuse_quantised(read_config(config.path), config.path)
     if config.quantization not in ("auto", "none") or config.quantization_config:
         raise UnsupportedError(
             f"{entry.architecture} runs through transformers' own code, whose weights are not quantised: leave "

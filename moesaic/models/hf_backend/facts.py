@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moesaic.core.errors import ConfigError
-from moesaic.models.config_reader import METADATA
+from moesaic.core.errors import ConfigError, UnsupportedError
+from moesaic.models.config_reader import METADATA, read_config
 from moesaic.models.hf_backend.allowed import Allowed
 
 POSITIONS = ("max_position_embeddings", "max_sequence_length", "max_seq_len", "seq_length", "n_positions")
@@ -39,11 +39,12 @@ class ForeignSpec:
 
 
 def read_facts(path: str, entry: Allowed) -> ForeignSpec:
-    """The facts of the checkpoint in folder `path`. Raises ConfigError."""
+    """The facts of the checkpoint in folder `path`. Raises ConfigError, or UnsupportedError where it is quantised."""
     import torch
 
     from moesaic.models.hf_backend.experts import is_experts
 
+    _refuse_quantised(read_config(path), path)
     config = load_config(path, entry)
     text = config.get_text_config(decoder=True)
     try:
@@ -61,6 +62,19 @@ def read_facts(path: str, entry: Allowed) -> ForeignSpec:
             count = sum(p.numel() for p in module.parameters())
             idle += 0 if top_k is None else count - count * min(top_k, module.num_experts) // module.num_experts
     return ForeignSpec(entry, int(text.vocab_size), _positions(text, path), total, total - idle)
+
+
+def _refuse_quantised(raw: dict[str, Any], path: str) -> None:
+    """Raise UnsupportedError for a checkpoint that is quantised already."""
+    text = raw.get("text_config")
+    for part in (raw, text if isinstance(text, dict) else {}):
+        quantization = part.get("quantization_config")
+        if quantization is not None:
+            method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
+            raise UnsupportedError(
+                f"{path} is quantised (method {method}), which is not read for models that transformers' own code "
+                "computes: use an unquantised checkpoint, or another --model-impl where it is supported natively"
+            )
 
 
 def unknown_keys(cls: Any, values: Mapping[str, Any], prefix: str = "") -> list[str]:

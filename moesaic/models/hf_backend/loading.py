@@ -10,6 +10,8 @@ from moesaic.core.log import get_logger
 from moesaic.models.config_reader import read_config
 from moesaic.models.hf_backend import attention, experts
 from moesaic.models.hf_backend.facts import ForeignSpec, class_of, load_config, unknown_keys
+from moesaic.weights.report import report_of
+from moesaic.weights.scan import scan_numbers
 
 log = get_logger(__name__)
 
@@ -47,6 +49,7 @@ def load(config: ModelConfig, spec: ForeignSpec, device: torch.device) -> Any:
         model = cls._from_config(own, **kinds)
     else:
         model = _from_pretrained(cls, config, own, kinds)
+        _look_at(model, config)
     return model.to(device).eval()
 
 
@@ -80,13 +83,12 @@ def _from_pretrained(cls: Any, config: ModelConfig, own: Any, kinds: dict[str, A
     return model
 
 
-def refuse_quantised(raw: dict[str, Any], path: str) -> None:
-    """Raise UnsupportedError for a checkpoint that is quantised already."""
-    text = raw.get("text_config")
-    for part in (raw, text if isinstance(text, dict) else {}):
-        quantization = part.get("quantization_config")
-        if quantization is not None:
-            method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
-            raise UnsupportedError(
-                f"{path}: quantization_config (method {method}) is not supported yet: use an unquantised checkpoint"
-            )
+def _look_at(model: torch.nn.Module, config: ModelConfig) -> None:
+    """As native loading looks at what it read. Raises CheckpointError for weights that are not finite."""
+    weights = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    scans = {name: scan_numbers(tensor) for name, tensor in weights.items()}
+    report = report_of(scans, {name: tuple(t.shape) for name, t in weights.items()}, {name: name for name in weights})
+    if report.not_finite and not config.allow_nonfinite:
+        raise CheckpointError(report.refusal(config.path))
+    for warning in report.warnings(config.path):
+        log.warning("%s", warning)

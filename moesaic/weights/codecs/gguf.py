@@ -32,6 +32,11 @@ FORMATS = {  # types whose codes a packed format has
     "Q4_0": WeightFormat("w4", 32),
     "Q4_1": WeightFormat("w4", 32, offsets=True),
     "Q4_K": WeightFormat("w4", 32, offsets=True),
+    "Q5_0": WeightFormat("w8", 32),
+    "Q5_1": WeightFormat("w8", 32, offsets=True),
+    "Q5_K": WeightFormat("w8", 32, offsets=True),
+    "IQ4_NL": WeightFormat("w8", 32),
+    "IQ4_XS": WeightFormat("w8", 32),
     "MXFP4": WeightFormat("mxfp4", 32),
 }
 NOT_DECODED = ("Q8_1", "Q8_K", "Q1_0")  # the first two are of computations, not of files
