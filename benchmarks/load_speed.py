@@ -58,9 +58,11 @@ def measure(model: str, packed: str, runs: int) -> None:
     seconds: dict[str, list[float]] = {}
 
     def add(what: str, job: Callable[[], None]) -> None:
-        start = time.perf_counter()
+        start, before = time.perf_counter(), os.times()
         job()
         seconds.setdefault(what, []).append(time.perf_counter() - start)
+        busy = sum(os.times()[:4]) - sum(before[:4])  # of this process and of `cat`
+        seconds.setdefault(f"{what} cpu", []).append(busy)
 
     for _ in range(runs):
         add("cat", lambda: cat(stored))
@@ -79,10 +81,12 @@ def measure(model: str, packed: str, runs: int) -> None:
 def report(model: str, case: str, baseline: str, nbytes: int, seconds: dict[str, list[float]]) -> None:
     """Medians of one comparison."""
     mine, theirs = statistics.median(seconds[case]), statistics.median(seconds[baseline])
+    cpu = statistics.median(seconds[f"{case} cpu"]), statistics.median(seconds[f"{baseline} cpu"])
     best = min(seconds[case]), min(seconds[baseline])
     print(
         f"{model} {case}: {nbytes / 1e9:.2f} GB in {mine:.2f} s, {baseline} {theirs:.2f} s: {mine / theirs:.2f} times "
-        f"(the best of each: {best[0]:.2f} and {best[1]:.2f} s, {best[0] / best[1]:.2f} times)"
+        f"(of CPU time {cpu[0]:.2f} and {cpu[1]:.2f} s; "
+        f"the best of each: {best[0]:.2f} and {best[1]:.2f} s, {best[0] / best[1]:.2f} times)"
     )
     line = {"bench": "load_speed", "case": f"{model} {case}", "metric": "load", "value": mine, "unit": "s"}
     print(json.dumps({**line, "baseline": theirs, "ratio": mine / theirs, "runs": len(seconds[case])}))
