@@ -52,7 +52,7 @@ class Manifest:
                 found = json.load(file)
             files = {name: Entry(str(e["sha256"]), int(e["size"])) for name, e in found["files"].items()}
             return cls(dict(found["made"]), files, bool(found["complete"]))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # the latter: a GGUF file is the whole checkpoint
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             raise CheckpointError(f"{path} is damaged ({e!r})") from e
