@@ -4,7 +4,6 @@ Everything that inspects, adapts, proves or converts a checkpoint starts from a 
 whatever is there: a damaged file is a problem in the list, and the others are surveyed all the same.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from moesaic.adapt.names import Group, group_names, listed
 from moesaic.core.errors import CheckpointError, MoesaicError
+from moesaic.core.files import parse_json, read_file
 from moesaic.core.formats import WeightFormat
 from moesaic.models.config_reader import read_config
 from moesaic.weights.codecs import decoded
@@ -164,8 +164,8 @@ def _formats(source: Source) -> dict[str, WeightFormat]:
 def _config(path: str, problems: list[Problem]) -> dict[str, Any] | None:
     try:
         return read_config(path)
-    except (MoesaicError, RecursionError) as e:
-        problems.append(Problem("config.json", str(e) if isinstance(e, MoesaicError) else "is nested without end"))
+    except MoesaicError as e:
+        problems.append(Problem("config.json", str(e)))
         return None
 
 
@@ -227,9 +227,8 @@ def _absent(path: str, tensors: Mapping[str, TensorInfo]) -> Iterator[Problem]:
         if not file.endswith(".index.json"):
             continue
         try:
-            with open(os.path.join(path, file), encoding="utf-8") as f:
-                wanted = dict(json.load(f)["weight_map"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+            wanted = dict(parse_json(read_file(os.path.join(path, file)))["weight_map"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             yield Problem(file, f"is damaged ({e!r})")
             continue
         lost = Counter(shard for name, shard in wanted.items() if name not in tensors and isinstance(shard, str))

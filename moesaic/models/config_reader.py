@@ -1,11 +1,11 @@
 """Reading a checkpoint's config.json: every key is read, ignored by name, or refused. Torch-free."""
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from moesaic.core.errors import CheckpointError, ConfigError
+from moesaic.core.files import parse_json, read_file
 from moesaic.core.keys import KeyReader, short
 from moesaic.models.gguf.config import gguf_config
 from moesaic.weights.codecs import method_of
@@ -30,6 +30,7 @@ _METADATA = """
 """
 PACKED_KEY = "moesaic_packed"  # how `moesaic convert` packed the weights
 METADATA = frozenset([*_METADATA.split(), PACKED_KEY])
+MAX_CONFIG_BYTES = 16 << 20
 
 
 class ConfigReader(KeyReader):
@@ -128,14 +129,17 @@ def eos_token_ids(path: str, config: Mapping[str, Any]) -> list[int]:
 def _read_json(file: str) -> dict[str, Any] | None:
     """The JSON object in `file`, None when there is no such file."""
     try:
-        with open(file, encoding="utf-8") as f:
-            value = json.load(f)
+        data = read_file(file, MAX_CONFIG_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, UnicodeDecodeError) as e:
+    except OSError as e:
         raise CheckpointError(f"cannot read {file}: {e}") from e
-    except json.JSONDecodeError as e:
-        raise ConfigError(f"{file} is not JSON: {e.msg} in line {e.lineno}, column {e.colno}") from e
+    try:
+        value = parse_json(data)
+    except UnicodeDecodeError as e:
+        raise CheckpointError(f"cannot read {file}: {e}") from e
+    except ValueError as e:
+        raise ConfigError(f"{file} is not JSON: {e}") from e
     if not isinstance(value, dict):
         raise ConfigError(f"{file} must hold a JSON object, not {type(value).__name__}")
     return value

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moesaic.core.errors import CheckpointError, UnsupportedError
+from moesaic.core.files import open_regular
 from moesaic.weights.containers.gguf_types import ARRAY, FLOAT32, SCALARS, STRING, TENSOR_TYPES
 from moesaic.weights.containers.stored import StoredInfo, refuse_pointer
 
@@ -69,7 +70,7 @@ def read_gguf_header(path: str) -> GgufHeader:
         UnsupportedError: it is of a version, or has tensors of a type, that is not read here.
     """
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open(open_regular(path), "rb", buffering=0) as file:
             return _Header(path, file.fileno(), os.fstat(file.fileno()).st_size).read()
     except OSError as e:
         raise CheckpointError(f"cannot read {path}: {e}") from e

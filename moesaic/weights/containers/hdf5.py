@@ -5,12 +5,14 @@ attribute `dtype` or `torch_dtype` of the dataset, of a group around it or of th
 could be either, and are refused.
 """
 
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from moesaic.core.errors import CheckpointError, UnsupportedError
+from moesaic.core.files import open_regular
 from moesaic.weights.rules import Index
 from moesaic.weights.tensors import ITEM_BITS, TORCH_NAMES, ReadableInfo
 
@@ -39,6 +41,7 @@ class Hdf5File:
         self._h5py, self.path = h5py, path
         self._lock = threading.Lock()
         try:
+            os.close(open_regular(path))  # h5py would wait for a pipe
             self._file = h5py.File(path, "r")
             self.tensors = {name: self._info(name, dataset) for name, dataset in self._datasets()}
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as e:

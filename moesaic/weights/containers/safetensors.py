@@ -4,7 +4,6 @@ Our own reader rather than the library's, so that a tensor, or a part of one, la
 without a copy of the file or of the tensor in between (`containers.stored`).
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -12,10 +11,12 @@ from io import FileIO
 from typing import Any
 
 from moesaic.core.errors import CheckpointError
+from moesaic.core.files import open_regular, parse_json
 from moesaic.weights.containers.stored import StoredInfo, refuse_pointer
 from moesaic.weights.tensors import ITEM_BITS
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_DIMS = 64  # torch's
 
 
 def read_header(path: str) -> dict[str, StoredInfo]:
@@ -33,7 +34,7 @@ def survey_header(path: str) -> tuple[dict[str, StoredInfo], str]:
         CheckpointError: not even the header can be read.
     """
     try:
-        with open(path, "rb", buffering=0) as file:
+        with open(open_regular(path), "rb", buffering=0) as file:
             tensors = _header(file, path)
             missing = bytes_missing(tensors, os.fstat(file.fileno()).st_size)
     except OSError as e:
@@ -59,10 +60,10 @@ def _header(file: FileIO, path: str) -> dict[str, StoredInfo]:
         )
     file.seek(8)
     try:
-        header = json.loads(file.read(length))
+        header = parse_json(file.read(length))
         entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
         infos = {name: _tensor_info(path, name, entry, 8 + length) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise CheckpointError(f"{path}: its safetensors header is damaged ({e!r})") from e
     return dict(sorted(infos.items(), key=lambda item: item[1].offset))
 
@@ -72,7 +73,7 @@ def _tensor_info(path: str, name: str, entry: dict[str, Any], data_start: int) -
     begin, end = entry["data_offsets"]
     if dtype not in ITEM_BITS:
         raise CheckpointError(f"{path}: tensor {name} has the unknown dtype {dtype}")
-    if not all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end)):
+    if len(shape) > MAX_DIMS or not all(isinstance(n, int) and 0 <= n < 1 << 63 for n in (*shape, begin, end)):
         raise ValueError(f"shape or offsets of {name}")
     if (end - begin) * 8 != math.prod(shape) * ITEM_BITS[dtype]:
         raise ValueError(f"{name}: {end - begin} bytes for {dtype} {list(shape)}")

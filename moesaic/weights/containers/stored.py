@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moesaic.core.errors import CheckpointError
+from moesaic.core.files import open_regular
 from moesaic.weights.rules import Index, Shape
 from moesaic.weights.tensors import ReadableInfo
 
@@ -56,7 +57,7 @@ def read_bytes(path: str, offset: int, into: "torch.Tensor") -> None:
 
     view = memoryview(into.reshape(-1).view(torch.uint8).numpy())
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = open_regular(path)
     except OSError as e:
         raise CheckpointError(f"cannot read {path}: {e}") from e
     try:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moesaic.core.errors import CheckpointError
+from moesaic.core.files import open_regular
 from moesaic.weights.containers.pickled import read_pickle
 from moesaic.weights.containers.pickled_tensors import PickledTensor, Placeholder
 from moesaic.weights.containers.stored import StoredInfo, refuse_pointer
@@ -34,7 +35,7 @@ def read_header(path: str, lenient: bool = False) -> dict[str, ReadableInfo]:
         CheckpointError: the file is damaged, or holds what is not read, by name.
     """
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = open_regular(path)
         try:
             head = os.pread(file, 64, 0)
             refuse_pointer(path, head)

@@ -1,12 +1,12 @@
 """Which of a folder's files hold weights, and reading one whatever it is."""
 
 import glob
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from moesaic.core.errors import CheckpointError
+from moesaic.core.files import parse_json, read_file
 from moesaic.weights.containers import safetensors, torch_file
 from moesaic.weights.tensors import ReadableInfo
 
@@ -29,10 +29,13 @@ def find_shards(folder: str, single: str, *patterns: str) -> list[str]:
     index = os.path.join(folder, f"{single}.index.json")
     if os.path.exists(index):
         names = sorted(set(_weight_map(index).values()))
+        outside = [name for name in names if os.path.isabs(name) or ".." in name.split("/")]
+        if outside:
+            raise CheckpointError(f"{index} names files that are not in its folder: {_few(outside)}")
         absent = [name for name in names if not os.path.isfile(os.path.join(folder, name))]
         if absent:
             raise CheckpointError(
-                f"{index} names {len(names)} shards, {len(absent)} of them missing: {', '.join(absent)}"
+                f"{index} names {len(names)} shards, {len(absent)} of them missing: {_few(absent)}"
             )
         return [os.path.join(folder, name) for name in names]
     if os.path.isfile(os.path.join(folder, single)):
@@ -106,12 +109,16 @@ def natural(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)])
 
 
+def _few(names: list[str]) -> str:
+    shown = [name if len(name) <= 200 else f"{name[:200]}..." for name in names[:20]]
+    return ", ".join(shown) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
 def _weight_map(index: str) -> dict[str, str]:
     try:
-        with open(index, encoding="utf-8") as f:
-            weight_map = json.load(f)["weight_map"]
+        weight_map = parse_json(read_file(index))["weight_map"]
         if weight_map and all(isinstance(name, str) for name in weight_map.values()):
             return dict(weight_map)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise CheckpointError(f"{index} is damaged ({e!r})") from e
     raise CheckpointError(f"{index} names no shards")
