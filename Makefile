@@ -11,7 +11,7 @@ ARGS   ?=
 # prerequisite whose date changes only when the list does.
 FILES  := $(VENV)/.files
 
-.PHONY: FORCE serve test test-long parity test-sanitized test-emulated install dev bench bench-all lint format docs clean
+.PHONY: FORCE serve test test-long parity test-sanitized test-emulated fuzz install dev bench bench-all lint format docs clean
 
 serve: install
 	$(BIN)/python -m moesaic serve $(ARGS)
@@ -49,6 +49,11 @@ test-emulated: dev
 	cmake --build $(EMULATED) --parallel 2
 	MOESAIC_CPU_LIBRARIES=$(abspath $(EMULATED)) MOESAIC_EMULATED_ISAS=1 \
 	  $(BIN)/python -m pytest tests/kernels -k avx512 --timeout 0 $(ARGS)
+
+# 10,000 mutated checkpoints, of which `make test` runs a sample (half an hour on two cores); one alone by its number:
+# make fuzz ARGS="--only 123".
+fuzz: dev
+	$(BIN)/python -m tests.fuzz.run $(ARGS)
 
 install: $(VENV)/.installed
 dev: $(VENV)/.installed-dev

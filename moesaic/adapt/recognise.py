@@ -14,10 +14,9 @@ from moesaic.core.errors import MoesaicError, UnsupportedError
 from moesaic.models.hf_backend.allowed import ALLOWED, REFUSED
 from moesaic.models.implementation import REMOTE_KINDS
 from moesaic.models.load import spec_of
+from moesaic.models.plausible import too_large
 from moesaic.models.registry import Architecture, ModelRegistry, architecture_in
 from moesaic.models.spec import ModelSpec
-
-MOST_LAYERS, MOST_EXPERTS, MOST_TOGETHER = 4096, 65_536, 1_000_000  # a config that states more is damaged
 
 
 @dataclass(frozen=True)
@@ -83,10 +82,7 @@ def read_spec_of(survey: Survey, architecture: Architecture | None, arch: str | 
 
 def beyond_any_model(config: Mapping[str, Any] | None) -> str:
     """Why a config describes more layers or experts than are worth counting; "" where it does not."""
-    layers, experts = number(config, "num_hidden_layers") or 1, number(config, "num_experts") or 1
-    if layers > MOST_LAYERS or experts > MOST_EXPERTS or layers * experts > MOST_TOGETHER:
-        return f"it states {layers} layers and {experts} experts, which is more than any model has"
-    return ""
+    return too_large(number(config, "num_hidden_layers") or 1, number(config, "num_experts") or 1)
 
 
 def dtype_of(survey: Survey) -> DType:

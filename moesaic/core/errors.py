@@ -5,10 +5,16 @@ from difflib import get_close_matches
 from traceback import extract_tb
 
 DEBUG_VARIABLE = "MOESAIC_DEBUG"
+MOST_SHOWN = 4000  # letters of a message
 
 
 class MoesaicError(Exception):
     """Base of every error that is the caller's to read; the command line prints its message alone."""
+
+    def __str__(self) -> str:
+        """The message; what names and values from damaged files make too long is left out in its middle."""
+        text = super().__str__()
+        return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 500]} ... {text[-500:]}"
 
 
 class ConfigError(MoesaicError, ValueError):

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from moesaic.core.errors import ConfigError, UnsupportedError, nearest
 
 _REQUIRED = object()
+MOST = (1 << 63) - 1  # of a number, in size
 
 
 class KeyReader:
@@ -124,6 +125,8 @@ class KeyReader:
     def _typed(self, kind: Any, key: str) -> Any:
         value = self._values[key]
         kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+        if isinstance(value, int | float) and not -MOST <= value <= MOST:  # NaN and infinity too
+            raise ConfigError(f"{self.path}: {self._prefix}{key} is {short(value)}, which is beyond all numbers in use")
         if float in kinds and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
         if isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)):

@@ -1,21 +1,24 @@
 """Text to token ids and back, without torch: the `tokenizers` library, and Jinja for chat templates."""
 
-import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moesaic.core.errors import ConfigError, RequestError
+from moesaic.core.files import parse_json, read_file
 from moesaic.core.log import get_logger
 from moesaic.models.gguf.tokenizer import gguf_metadata, gguf_tokenizer, gguf_tokenizer_config
 
+if TYPE_CHECKING:
+    from moesaic.engine.chat_template import ChatTemplate
+
 logger = get_logger(__name__)
+MAX_TEMPLATE_BYTES = 1 << 20
 _FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")  # a byte that has no other token, in SentencePiece's spelling
 CONVERT = (
     "import sys; from transformers import AutoTokenizer; "
@@ -59,13 +62,22 @@ class Tokenizer:
         return self._chat_template is not None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text; special tokens written in it count as such."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        """Token ids of a text; special tokens written in it count as such. Raises RequestError where the
+        tokenizer's own expressions or rules fail at the text."""
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except BaseException as error:  # bare Exceptions, and panics
+            raise RequestError(f"the tokenizer cannot take this text: {_reason(error)}") from error
         return ids
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = True) -> str:
-        """The text of token ids; bytes that are no character become U+FFFD."""
-        return str(self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens))
+        """The text of token ids; bytes that are no character become U+FFFD, and so does all of what the tokenizer's
+        decoder fails at: a request that runs must not end by that."""
+        try:
+            return str(self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens))
+        except BaseException as error:
+            logger.warning("%s: its tokenizer cannot decode %d tokens: %s", self.path, len(token_ids), _reason(error))
+            return "\ufffd"
 
     def token_text(self, token_id: int) -> str:
         """The text of one token alone."""
@@ -87,7 +99,8 @@ class Tokenizer:
     def _special(self, name: str) -> str | None:
         """The text of `bos_token` and the like, as tokenizer_config.json has it (a string or an object)."""
         value = self._config.get(name)
-        return value.get("content") if isinstance(value, dict) else value
+        text = value.get("content") if isinstance(value, dict) else value
+        return text if isinstance(text, str) else None
 
     # ---------------------------------------------------------------- chat
 
@@ -95,11 +108,16 @@ class Tokenizer:
         """chat_template.jinja, else tokenizer_config.json's (of several, the one named default)."""
         file = Path(self.path) / "chat_template.jinja"
         if file.exists():
-            return file.read_text()
+            return _read_template(file)
         template = self._config.get("chat_template")
         if isinstance(template, list):
-            named = {t.get("name"): t.get("template") for t in template}
-            template = named.get("default")
+            template = next(
+                (t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None
+            )
+        if not isinstance(template, str | None):
+            raise ConfigError(
+                f"{self.path}/tokenizer_config.json: chat_template must be a text, or a list of named ones"
+            )
         return template
 
     def apply_chat_template(
@@ -131,42 +149,35 @@ class Tokenizer:
         return _cut_after(text, messages[-1].get("content")) if continue_final_message else text
 
     def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool, kwargs: dict[str, Any]) -> str:
-        from jinja2.exceptions import TemplateError
-
         special = {name: self._special(name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
         values = {**special, "tools": None, "documents": None, **kwargs}
         values = {k: v for k, v in values.items() if v is not None or k in ("tools", "documents")}
-        try:
-            return str(self._template.render(messages=messages, add_generation_prompt=add_generation_prompt, **values))
-        except (TemplateError, TypeError, KeyError, AttributeError, ValueError) as error:
-            raise RequestError(f"the chat template cannot take these messages: {error}", "messages") from error
+        return self._template.render({"messages": messages, "add_generation_prompt": add_generation_prompt, **values})
 
     @cached_property
-    def _template(self) -> Any:
-        from jinja2.exceptions import TemplateError
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+    def _template(self) -> "ChatTemplate":
+        from moesaic.engine.chat_template import ChatTemplate
 
-        def refuse(message: str) -> None:
-            raise TemplateError(message)
-
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        try:
-            return environment.from_string(self._chat_template or "")
-        except TemplateError as error:
-            raise RequestError(f"the model's chat template is not valid Jinja: {error}") from error
+        return ChatTemplate(self._chat_template or "")
 
 
 def _load(file: Path) -> Any:
     from tokenizers import Tokenizer as Backend
 
     try:
-        return Backend.from_file(str(file))
-    except Exception as error:  # the library raises bare Exceptions
-        raise ConfigError(f"{file} is not a readable tokenizer: {error}") from error
+        return Backend.from_buffer(read_file(file))
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error}") from error
+    except BaseException as error:  # the library raises bare Exceptions, and panics
+        raise ConfigError(f"{file} is not a readable tokenizer: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What the library says is wrong; what is none of its errors, but an interrupt, goes on its way."""
+    if not isinstance(error, Exception) and type(error).__module__ != "pyo3_runtime":
+        raise error
+    text = str(error)
+    return text if len(text) <= 500 else f"{text[:500]}..."
 
 
 def _convert(path: str) -> Any:
@@ -190,21 +201,21 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        value = json.loads(file.read_text())
+        value = parse_json(read_file(file))
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error}") from error
     except ValueError as error:
         raise ConfigError(f"{file} is not JSON: {error}") from error
     return value if isinstance(value, dict) else {}
 
 
-def _read_template(source: str) -> str:
+def _read_template(source: str | Path) -> str:
     if not os.path.isfile(source):
-        raise ConfigError(f"chat_template {source!r} is not a file")
-    return Path(source).read_text()
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, **kwargs: Any) -> str:
-    """JSON as chat templates expect it: unescaped, where Jinja's own filter writes for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, **kwargs)
+        raise ConfigError(f"chat_template {str(source)!r} is not a file")
+    try:
+        return read_file(source, MAX_TEMPLATE_BYTES).decode()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the chat template {source}: {error}") from error
 
 
 def _cut_after(text: str, content: Any) -> str:

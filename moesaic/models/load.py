@@ -4,15 +4,17 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from moesaic.core.config import ModelConfig
-from moesaic.core.errors import UnsupportedError
+from moesaic.core.errors import CheckpointError, ConfigError, UnsupportedError
 from moesaic.core.log import get_logger
 from moesaic.models.class_config import ClassSpec
 from moesaic.models.config_reader import PACKED_KEY, ConfigReader, eos_token_ids, read_config
 from moesaic.models.implementation import choose_implementation
 from moesaic.models.naming import rules_of
+from moesaic.models.plausible import config_too_large
 from moesaic.models.registry import Architecture, ModelRegistry, architecture_in
 from moesaic.models.spec import ModelSpec
 
@@ -47,6 +49,8 @@ def read_spec(path: str, arch: str | None = None) -> tuple[Architecture, Spec]:
 def spec_of(config: dict[str, Any], where: str = "config.json", arch: str | None = None) -> tuple[Architecture, Spec]:
     """What a model with this config computes; every key is accounted for. Raises ConfigError."""
     architecture = ModelRegistry.resolve(config) if arch is None else architecture_in(arch)
+    if beyond := config_too_large(config):
+        raise ConfigError(f"{where}: {beyond}")
     if architecture.spec is None:
         from moesaic.models.class_model import spec_of_class
 
@@ -75,6 +79,7 @@ def describe_model(
     return chosen.architecture, read_facts(path, chosen)
 
 
+MOST_LARGER = 8  # times the tensors' elements, as far as they are known, that a model may have
 LEAST_CACHED = 64 << 20  # bytes of packed weights from which a start gains by finding them packed
 
 
@@ -204,6 +209,8 @@ def _load_decoder(opened: Opened, spec: ModelSpec, progress: bool) -> "LanguageM
 
     source, config = opened.source, opened.config
     rules = rules_of(opened.architecture, spec, source.naming) if source is not None else []
+    if source is not None and not isinstance(source, PackedSource):
+        _check_size(config.path, spec, source)
     model, parameters, requantised = build_decoder(opened, spec, rules)
     if source is None:
         fill_dummy(parameters, config.seed)
@@ -227,6 +234,17 @@ def _load_packed(
     nbytes = sum(size for file in source.files for size in file.regions)
     log.info("read %.1f MB of packed weights from %s in %.1f s", nbytes / 1e6, where, time.perf_counter() - start)
     load_weights(vectors, rules, FilesSource(source.vectors, source.naming), where, progress=False)
+
+
+def _check_size(path: str, spec: ModelSpec, source: "Source") -> None:
+    """Raise CheckpointError where a model is so much larger than its tensors that they cannot be its own, before memory
+    is taken for it. (What is a little larger is told in detail once it is known what each tensor fills.)"""
+    stored = sum(prod(info.shape) for info in source.tensors.values())
+    if spec.num_parameters > MOST_LARGER * stored:
+        raise CheckpointError(
+            f"{path}: the config describes a model of {spec.num_parameters:,} parameters, the checkpoint holds "
+            f"{stored:,}: they do not belong together"
+        )
 
 
 def _load_class(

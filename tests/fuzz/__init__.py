@@ -1,1 +1,1 @@
-"""Mutated checkpoints, thousands of them: what a damaged or hostile file does must be a typed error and nothing else."""
+"""Mutated checkpoints, thousands of them: a damaged or hostile file must end in a typed error and nothing else."""

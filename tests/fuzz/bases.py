@@ -39,7 +39,10 @@ def make_bases(folder: Path) -> None:
     shards = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
     for file, held in shards.items():
         save_file({name: state[name] for name in held}, folder / "sharded" / file, metadata={"format": "pt"})
-    index = {"metadata": {"total_size": 1}, "weight_map": {name: file for file, held in shards.items() for name in held}}
+    index = {
+        "metadata": {"total_size": 1},
+        "weight_map": {name: file for file, held in shards.items() for name in held},
+    }
     (folder / "sharded" / "model.safetensors.index.json").write_text(json.dumps(index))
     torch.save(state, folder / "bin" / "pytorch_model.bin")
     torch.save(state, folder / "old_bin" / "pytorch_model.bin", _use_new_zipfile_serialization=False)

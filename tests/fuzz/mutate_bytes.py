@@ -109,7 +109,9 @@ def _strange_entry(header: dict, r: Random) -> None:
     elif what == 4:
         entry["dtype"] = r.choice(("F64", "I8", "BF16", "F8_E4M3", "F4", "U64", "BOOL", "X", "", 3, None, "C64"))
     elif what == 5:
-        header[r.choice(("../../etc/passwd", "", "\0", "a" * 100_000, "\ud800", "[bold]", "model.norm.weight."))] = entry
+        header[r.choice(("../../etc/passwd", "", "\0", "a" * 100_000, "\ud800", "[bold]", "model.norm.weight."))] = (
+            entry
+        )
     elif what == 6:
         header[name.replace("0", r.choice(("99999999999999999999", "-1", "1e9", "٣", "²")))] = header.pop(name)
     elif what == 7:

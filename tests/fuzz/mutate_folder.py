@@ -6,7 +6,12 @@ import shutil
 from pathlib import Path
 from random import Random
 
-WEIGHTS = ("*.safetensors", "*.bin", "*.h5", "*.gguf", "**/*.pt")
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+NAMES = ("model.safetensors", "pytorch_model.bin", "a.gguf", "x.h5")
+ELSEWHERE = (
+    "../../../../../etc/passwd", "/etc/passwd", "../safetensors/model.safetensors", "/dev/zero", ".", "", "a\0b",
+    "config.json", "model.safetensors.index.json", "x" * 5000, "\ud800",
+)  # fmt: skip
 
 
 def mutate_folder(folder: Path, r: Random) -> str:
@@ -23,7 +28,7 @@ def mutate_folder(folder: Path, r: Random) -> str:
         "a device without end": lambda: (file.unlink(), file.symlink_to("/dev/zero")),
         "an empty device": lambda: (file.unlink(), file.symlink_to("/dev/null")),
         "a pipe": lambda: (file.unlink(), os.mkfifo(file)),
-        "a Git LFS pointer": lambda: _replace(file, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+        "a Git LFS pointer": lambda: _replace(file, POINTER),
         "another file's bytes": lambda: _replace(file, r.choice(files).read_bytes()),
         "sparse and huge": lambda: _sparse(file),
         "a loop of folders": lambda: (folder / "experts").symlink_to(folder),
@@ -32,7 +37,7 @@ def mutate_folder(folder: Path, r: Random) -> str:
         "a second checkpoint beside": lambda: (folder / "more.bin").write_bytes(b"PK\3\4" + bytes(200)),
         "all removed": lambda: (shutil.rmtree(folder), folder.mkdir()),
         "an index to elsewhere": lambda: _index(folder, r),
-        "renamed": lambda: file.rename(file.with_name(r.choice(("model.safetensors", "pytorch_model.bin", "a.gguf", "x.h5")))),
+        "renamed": lambda: file.rename(file.with_name(r.choice(NAMES))),
     }  # fmt: skip
     what = r.choice(sorted(deeds))
     deeds[what]()
@@ -51,7 +56,6 @@ def _sparse(file: Path) -> None:
 
 
 def _index(folder: Path, r: Random) -> None:
-    name = r.choice(("../../../../../etc/passwd", "/etc/passwd", "../safetensors/model.safetensors", "/dev/zero", ".", "",
-                     "a\0b", "config.json", "model.safetensors.index.json", "x" * 5000, "\ud800"))  # fmt: skip
+    name = r.choice(ELSEWHERE)
     kind = r.choice(("model.safetensors", "pytorch_model.bin"))
     (folder / f"{kind}.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": name, "a": name}}))

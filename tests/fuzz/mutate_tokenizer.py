@@ -71,7 +71,8 @@ TEMPLATES = (
     "{% for a in [1] %}" * 30 + "{% endfor %}" * 30, "{{ 9 ** 9 ** 9 ** 9 }}", "{{ 1.5 % 0 }}", "{{ 'x' % 3 }}",
     "{% raw %}", "{{", "{%", "{#", "", "\0", "{{ caller() }}", "{{ 3 | round(10**9) }}", "{{ 'a' | wordwrap(0) }}",
     "{{ 'aaaa' | truncate(-5) }}", "{{ [3, 'a'] | sort }}", "{{ dict(a=1) | dictsort(by='x') }}", "{{ {} | first }}",
-    "{% filter center(99999) %}{% endfilter %}", "{{ ''.join(['a' * 99999] * 99999) }}", "{{ 1 | slice(10**9) | list }}",
+    "{% filter center(99999) %}{% endfilter %}", "{{ ''.join(['a' * 99999] * 99999) }}",
+    "{{ 1 | slice(10**9) | list }}",
 )  # fmt: skip
 
 
@@ -119,14 +120,26 @@ def _vocabulary(t: dict, r: Random) -> None:
     elif what == 4:
         t["model"]["vocab"] = [[token, 0.0] for token in tokens]
     elif what == 5:
-        t["model"]["vocab"] = {token: 7 for token in tokens}
+        t["model"]["vocab"] = dict.fromkeys(tokens, 7)
     else:
         vocabulary.update({f"more{i}": len(tokens) + i for i in range(20_000)})
 
 
 def _merges(t: dict, r: Random) -> None:
     merges = t["model"]["merges"]
-    strange = (["no", "such"], "a b c", "ab", "", ["a"], ["a", "b", "c"], None, 3, "no such", ["", ""], "a " + "b" * 9999)
+    strange = (
+        ["no", "such"],
+        "a b c",
+        "ab",
+        "",
+        ["a"],
+        ["a", "b", "c"],
+        None,
+        3,
+        "no such",
+        ["", ""],
+        "a " + "b" * 9999,
+    )
     for _ in range(r.choice((1, 3, 20))):
         merges.insert(r.randrange(len(merges) + 1), r.choice(strange))
     if r.random() < 0.3:
@@ -152,7 +165,8 @@ def _decoder(t: dict, r: Random) -> None:
 
 def _added(t: dict, r: Random) -> None:
     token = {
-        "id": r.choice((0, 1, 1535, 2000, 2**32 - 1, 2**32, -1)), "content": r.choice(("", "a", "<|end|>", "\0", "x" * 9999)),
+        "id": r.choice((0, 1, 1535, 2000, 2**32 - 1, 2**32, -1)),
+        "content": r.choice(("", "a", "<|end|>", "\0", "x" * 9999)),
         "single_word": r.random() < 0.5, "lstrip": r.random() < 0.5, "rstrip": r.random() < 0.5,
         "normalized": r.random() < 0.5, "special": r.random() < 0.5,
     }  # fmt: skip
@@ -173,7 +187,12 @@ def _padding(t: dict, r: Random) -> None:
         "pad_id": 0, "pad_type_id": 0, "pad_token": "no such",
     }  # fmt: skip
     length = r.choice((0, 3, 2**63))
-    t["truncation"] = {"direction": "Left", "max_length": length, "strategy": "LongestFirst", "stride": r.choice((0, 5))}
+    t["truncation"] = {
+        "direction": "Left",
+        "max_length": length,
+        "strategy": "LongestFirst",
+        "stride": r.choice((0, 5)),
+    }
 
 
 def mutate_tokenizer_config(data: bytes, r: Random) -> bytes:
@@ -192,5 +211,9 @@ def mutate_template(data: bytes, r: Random) -> bytes:
         return r.choice(TEMPLATES).encode(errors="surrogatepass")
     text = data.decode()
     at, to = sorted((r.randrange(len(text)), r.randrange(len(text))))
-    new = text[:at] + r.choice(("", "}}", "{{", "{% endfor %}", "{% if", "'", text[at:to] * 3, r.choice(TEMPLATES))) + text[to:]
+    new = (
+        text[:at]
+        + r.choice(("", "}}", "{{", "{% endfor %}", "{% if", "'", text[at:to] * 3, r.choice(TEMPLATES)))
+        + text[to:]
+    )
     return new.encode(errors="surrogatepass") + r.choice((b"", b"", b"\xff"))

@@ -133,10 +133,14 @@ def summary(results: list[Result]) -> str:
         ends = Counter(end for result in of_kind for end in {e for e in result["steps"].values() if e[0] != "!"})
         refused = sum(any(end != "ok" for end in result["steps"].values()) for result in of_kind)
         named = ", ".join(f"{count} {end}" for end, count in ends.most_common() if end != "ok")
-        lines.append(f"{kind:>17}: {len(of_kind):5} files, {len(of_kind) - refused:5} served, {refused:5} refused ({named})")
+        lines.append(
+            f"{kind:>17}: {len(of_kind):5} files, {len(of_kind) - refused:5} served, {refused:5} refused ({named})"
+        )
     slowest, largest = max(results, key=lambda r: r["seconds"]), max(results, key=lambda r: r["grown"])
     lines.append(f"slowest: {slowest['number']} ({slowest['kind']}), {slowest['seconds']:.1f} s")
-    lines.append(f"largest: {largest['number']} ({largest['kind']}), {largest['grown'] / 2**20:.0f} MiB more than before")
+    lines.append(
+        f"largest: {largest['number']} ({largest['kind']}), {largest['grown'] / 2**20:.0f} MiB more than before"
+    )
     failed = [result for result in results if failures_of(result)]
     return "\n".join([*lines, f"{len(results)} files, {len(failed)} failures", *map(describe, failed)])
 

@@ -64,7 +64,6 @@ def attempt(step: Callable[[], None]) -> str:
         step()
     except MoesaicError as e:
         message = str(e)
-        message.encode(errors="surrogateescape")
         return type(e).__name__ if len(message) < 5000 else f"!{type(e).__name__} of {len(message)} letters"
     except BaseException as e:  # Rust's panics are no Exceptions
         import traceback

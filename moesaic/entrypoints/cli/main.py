@@ -1,5 +1,6 @@
 """The command `moesaic`. A verb's module is imported when the verb is used: --help must not wait for torch."""
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -64,6 +65,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run and exit. An error of ours, or of a plugin that does not load, is one line on stderr (MOESAIC_DEBUG=1 shows
     where it came from)."""
     settle_waiting()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names in damaged files may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         cli.main(args, prog_name="moesaic")
     except Exception as error:

@@ -34,9 +34,7 @@ def find_shards(folder: str, single: str, *patterns: str) -> list[str]:
             raise CheckpointError(f"{index} names files that are not in its folder: {_few(outside)}")
         absent = [name for name in names if not os.path.isfile(os.path.join(folder, name))]
         if absent:
-            raise CheckpointError(
-                f"{index} names {len(names)} shards, {len(absent)} of them missing: {_few(absent)}"
-            )
+            raise CheckpointError(f"{index} names {len(names)} shards, {len(absent)} of them missing: {_few(absent)}")
         return [os.path.join(folder, name) for name in names]
     if os.path.isfile(os.path.join(folder, single)):
         return [os.path.join(folder, single)]
