@@ -45,7 +45,7 @@ class ChatTemplate:
         """The text. Raises RequestError where the template refuses or cannot take the values, or exceeds its bounds."""
         _clock.end = time.monotonic() + SECONDS
         try:
-            return _joined(list(self._template.generate(values)))
+            return _joined(self._template.generate(values))
         except Exception as error:  # whatever a program may raise
             raise RequestError(f"the chat template cannot take these messages: {_short(error)}", "messages") from error
 
@@ -98,6 +98,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = _to_json
         self.filters["concatenated"] = _joined
         self.filters = {name: _bounded(filter) for name, filter in self.filters.items()}
+        del self.globals["lipsum"]  # Jinja's words without meaning, as many as are asked for
         self.globals["raise_exception"] = _refuse
         self.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         self.globals["look_at_clock"] = _clock.look

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 MAX_TEMPLATE_BYTES = 1 << 20
+CONVERT_SECONDS = 600  # a large vocabulary takes a minute or two
 _FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")  # a byte that has no other token, in SentencePiece's spelling
 CONVERT = (
     "import sys; from transformers import AutoTokenizer; "
@@ -189,7 +190,10 @@ def _convert(path: str) -> Any:
     logger.info("%s has no tokenizer.json: transformers converts its tokenizer", path)
     with tempfile.TemporaryDirectory(prefix="moesaic-tokenizer-") as target:
         command = [sys.executable, "-c", CONVERT, path, target]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=CONVERT_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise ConfigError(f"the tokenizer in {path} takes over {CONVERT_SECONDS} s to convert: {hint}") from error
         file = Path(target) / "tokenizer.json"
         if done.returncode or not file.exists():
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]

@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.fuzz.cases import kind_of
 
-SECONDS = 20  # that one checkpoint may take
+SECONDS = 60  # that one checkpoint may take
 STARTING = 240  # that a process may take to be ready
 GROWTH = 300 << 20  # memory beside twice the file
 Result = dict[str, Any]
