@@ -1,8 +1,8 @@
-"""A sample of the mutated checkpoints that `make fuzz` goes through (docs/formats.md says what they are)."""
+"""A sample of the mutated checkpoints that `make fuzz` goes through."""
 
 from tests.fuzz.run import failures_of, run, summary
 
-SAMPLE = 200
+SAMPLE = 100
 
 
 def test_mutated_checkpoints_end_in_typed_errors():
