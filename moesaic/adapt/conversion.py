@@ -275,7 +275,10 @@ def begin(dst: str, made: Mapping[str, object], force: bool, src: str) -> Manife
         raise ConfigError(f"{dst} is the checkpoint itself: choose another folder to convert it into")
     if os.path.exists(dst) and not os.path.isdir(dst):
         raise ConfigError(f"{dst} is a file: choose a folder")
-    os.makedirs(dst, exist_ok=True)
+    try:
+        os.makedirs(dst, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{dst} cannot be made: {error.strerror or error}") from error
     there = Manifest.load(dst)
     if there is not None and dict(there.made) == dict(made):
         there.complete = False

@@ -141,9 +141,10 @@ class ModelRegistry:
                 f"architecture {asked!r} was registered as an object that this process cannot import; register it as "
                 '"module:Class" or by the name of its module'
             )
-        close = nearest(asked, known, count=3) or known
+        close = nearest(asked, known, count=3)
+        those = f"nearest known: {', '.join(close)}" if close else f"`moesaic models` lists the {len(known)} known"
         raise UnsupportedError(
-            f"architecture {asked!r} is not supported; nearest known: {', '.join(close)}. `moesaic inspect` says what "
+            f"architecture {asked!r} is not supported; {those}. `moesaic inspect` says what "
             "the checkpoint is, `moesaic adapt` drafts a file for --arch; ModelRegistry.register_model can add it"
         )
 

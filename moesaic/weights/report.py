@@ -93,16 +93,24 @@ class LoadReport:
             lines = _listed(self.same_experts)
             found.append(f"{where}: experts repeat each other, as in a damaged checkpoint:\n" + "\n".join(lines))
         if self.blank:
-            lines = list_misses("matrices hold nothing but zeros", list(self.blank), said)
+            lines = list_misses(
+                "matrices hold nothing but zeros", list(self.blank), lambda name: in_words(name) or "all of it"
+            )
             found.append(f"{where}: as in a checkpoint that was not filled:\n" + "\n".join(lines))
         return found
 
 
 def said(parameter: str) -> str:
     """A canonical name, with layer and expert in words where it has them."""
+    place = in_words(parameter)
+    return f"{parameter} [{place}]" if place else parameter
+
+
+def in_words(parameter: str) -> str:
+    """Layer and expert of a canonical name in words, where it has them."""
     layer, expert = re.search(r"(?:^|\.)layers\.(\d+)\.", parameter), EXPERT.fullmatch(parameter)
     words = ([f"layer {layer[1]}"] if layer else []) + ([f"expert {expert['expert']}"] if expert else [])
-    return f"{parameter} [{', '.join(words)}]" if words else parameter
+    return ", ".join(words)
 
 
 def report_of(

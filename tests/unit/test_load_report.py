@@ -111,7 +111,7 @@ def test_blank_matrices_are_told_and_are_not_repeated_experts(tmp_path, caplog):
     checkpoint(tmp_path, change)
     report, _ = filled(tmp_path)
     assert len(report.blank) == 6 and not report.same_experts
-    assert "nothing but zeros" in caplog.text and "[layer 0, expert 1]" in caplog.text
+    assert "nothing but zeros" in caplog.text and ": layer 0, expert 1" in caplog.text
 
 
 def test_many_findings_make_a_message_of_bounded_length():

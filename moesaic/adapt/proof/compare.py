@@ -91,7 +91,7 @@ def fixed_routes(engine: OurModel, probes: Sequence[Probe], reference: str, tole
 
 def _why_skipped(probes: Sequence[Probe]) -> str:
     if not probes:
-        return "the model has no experts"
+        return "the model has no feed-forward experts"
     return "this architecture's experts cannot be called alone in the reference: stage 3 compares the whole block"
 
 

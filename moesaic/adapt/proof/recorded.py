@@ -34,6 +34,7 @@ class Recorded:
 
 def save_recorded(path: str, prompts: list[Prompt], source: str) -> None:
     """Write a file that `load_recorded` reads. Raises ConfigError where it cannot be written."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {}
@@ -48,8 +49,8 @@ def save_recorded(path: str, prompts: list[Prompt], source: str) -> None:
     starts = {"starts": json.dumps([prompt.start for prompt in prompts])}
     try:
         save_file(tensors, path, metadata={"format": FORMAT, "recorded_from": source, **starts})
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
 def load_recorded(path: str, vocab_size: int) -> Recorded:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from moesaic.core.errors import ConfigError
 from moesaic.core.units import size_of
 
 
@@ -59,6 +60,8 @@ def command(
     from moesaic.adapt.machines import size_given
 
     most = size_given("--max-shard-size", max_shard_size)
+    if most == 0:
+        raise ConfigError("--max-shard-size must be more than 0")
     given = {name: value for name, value in packing.items() if value is not None}
     made = convert(
         src,

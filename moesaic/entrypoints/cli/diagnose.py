@@ -1,6 +1,5 @@
 """`moesaic diagnose`: are a model's weights and numbers sound; where not, what and where."""
 
-import json
 import sys
 import textwrap
 from dataclasses import asdict
@@ -11,6 +10,7 @@ import click
 from moesaic.engine.args import EngineArgs
 from moesaic.entrypoints.cli.local import quiet
 from moesaic.entrypoints.cli.options import engine_args, options_of
+from moesaic.entrypoints.cli.strict_json import strict_json
 
 if TYPE_CHECKING:
     from moesaic.adapt.diagnosis import Diagnosis
@@ -36,7 +36,7 @@ def command(model_path: str | None, prompts: tuple[str, ...], max_tokens: int, a
     args = asdict(engine_args(model_path, values))
     found = diagnose(args.pop("model"), prompts, max_tokens, **args)
     if as_json:
-        click.echo(json.dumps({"sound": found.sound, **asdict(found)}, indent=1))
+        click.echo(strict_json({"sound": found.sound, **asdict(found)}, indent=1))
     else:
         click.echo("\n".join(_lines(found)))
     sys.exit(0 if found.sound else 1)

@@ -10,6 +10,7 @@ import click
 
 from moesaic.core.errors import ConfigError
 from moesaic.core.log import setup_logging
+from moesaic.entrypoints.cli.strict_json import strict_json
 
 
 @click.command("verify")
@@ -78,12 +79,13 @@ def command(
     It stops at the first stage that differs, says where and by how much, and tries what may be the cause. The exit
     status is 0 if all is proven, else 1.
     """
+    for flag, file in (("--report", report), ("--record", record_to)):
+        if file is not None and not os.path.isdir(os.path.dirname(os.path.abspath(file))):
+            raise ConfigError(f"{flag} {file}: there is no such folder")
     os.environ.setdefault("MOESAIC_LOG_LEVEL", "ERROR")  # the report is what one wants to read
     setup_logging()
     from moesaic.adapt.proof.run import record, verify
 
-    if report is not None and not os.path.isdir(os.path.dirname(os.path.abspath(report))):
-        raise ConfigError(f"--report {report}: there is no such folder")
     with _told() as tick:
         if record_to is not None:
             if reference is not None or layers is not None:
@@ -118,7 +120,7 @@ def command(
 
         write_report(result, report)
     if as_json:
-        click.echo(json.dumps(result.as_dict(), default=str))
+        click.echo(strict_json(result.as_dict()))
     else:
         _print(result)
         if report is not None:
