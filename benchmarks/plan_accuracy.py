@@ -16,7 +16,7 @@ from typing import Any
 
 from moesaic.adapt.machines import Machine
 from moesaic.adapt.memory import memory_of
-from moesaic.adapt.planning import RUNTIME, activation_bytes, step_formats
+from moesaic.adapt.options import RUNTIME, activation_bytes, step_formats
 from moesaic.adapt.predict import step_seconds
 from moesaic.core.sampling_params import SamplingParams
 from moesaic.engine.args import EngineArgs

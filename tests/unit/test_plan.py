@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from moesaic.adapt import plan
 from moesaic.adapt.machines import Machine, accelerators
 from moesaic.adapt.memory import memory_of
-from moesaic.adapt.planning import step_formats
+from moesaic.adapt.options import step_formats
 from moesaic.adapt.predict import offloaded_seconds, parallel_seconds, step_seconds
 from moesaic.core.errors import ConfigError, UnsupportedError
 from moesaic.entrypoints.cli.main import cli

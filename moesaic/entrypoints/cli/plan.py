@@ -10,7 +10,8 @@ from moesaic.core.units import count_of, size_of
 from moesaic.engine.args import EMBEDDED_MODEL
 
 if TYPE_CHECKING:
-    from moesaic.adapt.planning import Option, Plan
+    from moesaic.adapt.options import Option
+    from moesaic.adapt.planning import Plan
 
 GIGA = 1e9
 
