@@ -5,10 +5,12 @@ Torch-free: headers are read, nothing else.
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from moesaic.adapt.compare import Match
+from moesaic.adapt.guesses import guess
 from moesaic.adapt.holes import holes
 from moesaic.adapt.likeness import Likeness, nearest_architectures
 from moesaic.adapt.memory import Memory, memory_of
@@ -107,11 +109,13 @@ def report_on(found: Survey, arch: str | None = None) -> Report:
     else:
         experts_stated = None if beyond_any_model(found.config) else number(found.config, "num_experts")
         wrongs = holes(found.weight_groups, experts_stated)
-    near = ()
+    near: tuple[Likeness, ...] = ()
+    guesses: Sequence[Match] = ()
     may_differ = found.tensors and not beyond_any_model(found.config)
     if may_differ and (identity.served not in ("native", "transformers") or wrong or _hardly_fits(found, accounts)):
         near = tuple(nearest_architectures(found))
-    uses = uses_of(found, accounts, near[0] if near and spec is None else None)
+        guesses = guess(found, near[0] if near else None) if spec is None else ()
+    uses = uses_of(found, accounts, guesses)
     total, active, experts = counted(found.weight_groups, number(found.config, "top_k"))
     layers = len({la for group in found.weight_groups for la in group.layers}) or number(
         found.config, "num_hidden_layers"

@@ -2,11 +2,10 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from moesaic.adapt.compare import Match
-from moesaic.adapt.likeness import Likeness
 from moesaic.adapt.names import Group, ranges
 from moesaic.adapt.parts import PARTS, guessed_part, named_together, part_of
 from moesaic.adapt.survey import Survey
@@ -28,7 +27,7 @@ class Use:
         becomes: what they are in it, in words; "" where nobody knows.
         parameters: canonical, `#` for numbers.
         state: "used", "checked" (must equal a parameter), "ignored", "unused", or, where no spec says it, "guessed"
-            (what the nearest architecture would make of them) or "unknown".
+            or "unknown".
     """
 
     pattern: str
@@ -53,8 +52,8 @@ class Part:
     nbytes: int
 
 
-def uses_of(found: Survey, accounts: Accounting | None, near: Likeness | None) -> tuple[Use, ...]:
-    """What becomes of each group of names; as the nearest architecture would have it, where none is known."""
+def uses_of(found: Survey, accounts: Accounting | None, guessed: Iterable[Match] = ()) -> tuple[Use, ...]:
+    """What becomes of each group of names; as is `guessed`, where no architecture says it."""
     targets: dict[str, list[str]] = defaultdict(list)
     state: dict[str, str] = {}
     if accounts is not None:
@@ -66,7 +65,7 @@ def uses_of(found: Survey, accounts: Accounting | None, near: Likeness | None) -
             targets[check.source].append(check.target)
             state[check.source] = "checked"
     uses = [_use(group, targets, state, accounts is not None) for group in found.weight_groups]
-    guesses = {match.pattern: match for match in near.matches} if near is not None else {}
+    guesses = {match.pattern: match for match in guessed}
     kinds = {group.pattern: found.formats.get(next(iter(group.names.values()))) for group in found.weight_groups}
     for i, use in enumerate(uses):
         match, format = guesses.get(use.pattern), kinds[use.pattern]

@@ -175,6 +175,36 @@ def test_a_key_that_nobody_knows_and_no_config(folder):
     assert report.active is None and report.parameters == 6_702_464
 
 
+def test_tensors_of_an_unknown_architecture_are_what_a_draft_takes_them_to_be(folder):
+    names = {
+        "model.embed_tokens.": "wte.",
+        "lm_head.": "unembed.",
+        "model.norm.": "ln_out.",
+        "model.layers.": "blocks.",
+        "input_layernorm": "ln_attn",
+        "post_attention_layernorm": "ln_ffn",
+    }
+
+    def rename(tensors):
+        for name in list(tensors):
+            other = name
+            for theirs, ours in names.items():
+                other = other.replace(theirs, ours)
+            tensors[other] = tensors.pop(name)
+        tensors.setdefault("unembed.weight", tensors["wte.weight"].clone())
+
+    change_tensors(folder, rename)
+    change_config(folder, architectures=["NobodysForCausalLM"], model_type="nobodys")
+    report = inspect(folder)
+    became = {use.pattern: (use.becomes, use.part) for use in report.uses if use.state == "guessed"}
+    assert became["wte.weight"] == ("token embeddings", "embedding")
+    assert became["unembed.weight"] == ("output projection", "head")
+    assert became["ln_out.weight"] == ("last norm", "norms")
+    assert became["blocks.{l}.ln_attn.weight"] == ("norm before attention", "norms")
+    assert became["blocks.{l}.ln_ffn.weight"] == ("norm before the feed-forward", "norms")
+    assert {use.state for use in report.uses} == {"guessed"}
+
+
 def test_holes_without_knowing_the_architecture(folder):
     change_config(folder, architectures=["Odd"], model_type="odd")
     assert inspect(folder).ok

@@ -78,7 +78,7 @@ class Drafter:
             )
         self.survey, self.config = found, found.config
         self.fields = read_fields(self.config)
-        self.structure = read_structure(found.weights, self.fields.values)
+        self.structure = read_structure(found.weight_groups, self.fields.values)
         self.told = reconcile(self.fields, self.structure)
         self._tell_norms_apart()
         strange = {path[0]: value for path, value in self.fields.unknown.items() if len(path) == 1}

@@ -1,13 +1,12 @@
 """What the words in names of tensors say: of which layer's part, and weight or bias. Torch-free."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
-from moesaic.adapt.names import Group, group_names, split_words
+from moesaic.adapt.names import Group, split_words
 from moesaic.weights.rules import Shape
-from moesaic.weights.tensors import TensorInfo
 
 EXPERT_WORDS = {"expert", "experts", "exp"}
 KINDS = {  # what the last part of a name says of a tensor, where it does
@@ -56,12 +55,12 @@ class Named:
         return "_".join(self.leaf)
 
 
-def read_names(tensors: Mapping[str, TensorInfo]) -> list[Named]:
-    """All tensors in groups, in the order in which they come."""
-    return [named for group in group_names(tensors) for named in _apart(group)]
+def read_names(groups: Iterable[Group]) -> list[Named]:
+    """What the names of all groups say, in the order in which they come."""
+    return [named for group in groups for named in apart(group)]
 
 
-def _apart(group: Group) -> list[Named]:
+def apart(group: Group) -> list[Named]:
     """A group, once for each of its numbers that count neither layers nor experts: they are part of the name."""
     others = [v for v in group.variables if v not in ("l", "e")]
     if not others:

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moesaic.adapt.draft.names import Named, read_names
-from moesaic.adapt.names import split_words
-from moesaic.weights.tensors import TensorInfo
+from moesaic.adapt.names import Group, split_words
 
 
 @dataclass(frozen=True)
@@ -108,17 +107,18 @@ class Structure:
 Values = Mapping[str, Any]  # field -> what the config says of it
 
 
-def read_structure(tensors: Mapping[str, TensorInfo], stated: Values) -> Structure:
+def read_structure(groups: Iterable[Group], stated: Values) -> Structure:
     """What the tensors are.
 
     Args:
+        groups: by names that differ in numbers alone.
         stated: what the config says of sizes, which decides where shapes leave a choice.
     """
     from moesaic.adapt.draft.match_attention import match_attention
     from moesaic.adapt.draft.match_ends import match_ends, match_norms
     from moesaic.adapt.draft.match_feed_forward import match_feed_forward
 
-    s = Structure(read_names(tensors))
+    s = Structure(read_names(groups))
     s.num_layers = 1 + max((layer for g in s.groups for layer in g.layers), default=-1)
     rest = _set_aside(s, s.groups)
     rest = match_ends(s, rest, stated)
