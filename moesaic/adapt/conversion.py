@@ -34,7 +34,9 @@ from moesaic.weights.manifest import NAME, Entry, Manifest, hash_file
 from moesaic.weights.pack_cache import identify
 from moesaic.weights.plan import Copy, LoadPlan, plan_load
 from moesaic.weights.progress import progress_bar
+from moesaic.weights.report import DAMAGED, not_finite
 from moesaic.weights.rules import Shape
+from moesaic.weights.scan import scan_numbers
 from moesaic.weights.sources import Source, open_source
 from moesaic.weights.tensors import FLOATS
 from moesaic.weights.writing import in_shards, write_file
@@ -148,6 +150,7 @@ def convert(
     max_shard_size: int = 5_000_000_000,
     arch: str | None = None,
     force: bool = False,
+    allow_nonfinite: bool = False,
     progress: bool = False,
 ) -> Converted:
     """Write the checkpoint `src` into folder `dst`, as sharded safetensors with the names of Hugging Face, or packed.
@@ -161,16 +164,26 @@ def convert(
         max_shard_size: bytes of a file.
         arch: file with the architecture, as `serve` takes it.
         force: write into a folder that holds something else.
+        allow_nonfinite: write weights that hold NaN or infinity too.
 
     Raises:
         ConfigError: `dst` holds something else, or too little space is left.
-        CheckpointError: the checkpoint does not fill its model exactly, or what was written is not what is read back.
+        CheckpointError: the checkpoint does not fill its model exactly, a weight holds NaN or infinity, or what was
+            written is not what is read back.
     """
     if format == "packed":
         from moesaic.adapt.packed_conversion import convert_packed
 
         return convert_packed(
-            find_model(src), dst, packing or Packing(), dtype, max_shard_size, arch, force=force, progress=progress
+            find_model(src),
+            dst,
+            packing or Packing(),
+            dtype,
+            max_shard_size,
+            arch,
+            force=force,
+            allow_nonfinite=allow_nonfinite,
+            progress=progress,
         )
     if format != "hf" or packing is not None:
         raise ConfigError(
@@ -180,11 +193,15 @@ def convert(
         )
     checkpoint = Checkpoint.open(find_model(src), arch)
     output = output_of(checkpoint, dtype)
+    values = (
+        output.values if allow_nonfinite else _finite(checkpoint, output, src if dtype is None else f"{src} as {dtype}")
+    )
     made = {
         "format": "hf",
         "dtype": dtype or "as stored",
         "max_shard_size": max_shard_size,
         "source": identify(checkpoint.path, checkpoint.stored),
+        **({"allow_nonfinite": True} if allow_nonfinite else {}),
     }
     manifest = begin(dst, made, force, checkpoint.path)
     sizes = {name: output.nbytes(name) for name in output.tensors}
@@ -200,7 +217,7 @@ def convert(
                 advance(sum(sizes[tensor] for tensor in tensors))
                 continue
             chosen = {tensor: output.tensors[tensor] for tensor in tensors}
-            digest = write_file(os.path.join(dst, name), chosen, output.values, {"format": "pt"}, advance)
+            digest = write_file(os.path.join(dst, name), chosen, values, {"format": "pt"}, advance)
             manifest.files[name] = read_back(dst, name, digest, chosen)
             manifest.save(dst)
     files = {"config.json": config_of(checkpoint.config, dtype)}
@@ -257,6 +274,25 @@ def _assembled(checkpoint: Checkpoint, dtype: DType | None) -> Output:
 
     tensors = {name: (_dtype(stored_as(a), a.shape, dtype), a.shape) for name, a in found.items()}
     return Output(tensors, values)
+
+
+def _finite(checkpoint: Checkpoint, output: Output, where: str) -> Callable[[str], Tensor]:
+    """What gives each tensor, and raises CheckpointError for one that the model computes with and that holds NaN or
+    infinity. (What it does not compute with may well: a mask does.)"""
+    used = {copy.source for copy in checkpoint.plan.copies} if checkpoint.named_well else output.tensors.keys()
+
+    def values(name: str) -> Tensor:
+        tensor = output.values(name)
+        scan = scan_numbers(tensor) if name in used else None
+        if scan is not None and scan.nonfinite:
+            found = not_finite(name, name, scan, tuple(tensor.shape))
+            raise CheckpointError(
+                f"{where}: a weight holds NaN or infinity, so {DAMAGED} (--allow-nonfinite converts it all the same):\n"
+                f"  {found}"
+            )
+        return tensor
+
+    return values
 
 
 def _dtype(stored: str, shape: Shape, wanted: DType | None) -> str:

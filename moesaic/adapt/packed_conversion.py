@@ -46,6 +46,7 @@ def convert_packed(
     arch: str | None,
     *,
     force: bool,
+    allow_nonfinite: bool,
     progress: bool,
 ) -> Converted:
     """Write the checkpoint in folder `src` into `dst`, packed. Arguments and errors are those of `convert`."""
@@ -62,13 +63,15 @@ def convert_packed(
         "pack": list(pack_version()),
         "isa": isa(),
         "source": identify(src, source),
+        **({"allow_nonfinite": True} if allow_nonfinite else {}),
     }
     manifest = begin(dst, made, force, src)
     files = parts.in_files(max_shard_size)
     names = [f"model-{i + 1:05d}-of-{len(files):05d}{SUFFIX}" for i in range(len(files))]
     there = [regions for name, regions in zip(names, files, strict=True) if manifest.holds(dst, name)]
     check_space(dst, sum(_nbytes(parts, regions) for regions in files if regions not in there))
-    report = load_weights(parameters, rules, source, src, progress, filled=parts.within(there))
+    filled = parts.within(there)
+    report = load_weights(parameters, rules, source, src, progress, filled, allow_nonfinite)
     for number, (name, regions) in enumerate(zip(names, files, strict=True)):
         if regions in there:
             continue

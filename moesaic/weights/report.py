@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from moesaic.weights.scan import Scan
 
 EXPERT = re.compile(r"(?P<layer>.+)\.experts\.(?P<expert>\d+)\.(?P<part>.+)")
+DAMAGED = "the checkpoint is damaged, or was converted to a dtype that is too narrow"
 MAX_LISTED = 20  # weights and groups of experts that a message spells out
 
 
@@ -80,8 +81,8 @@ class LoadReport:
         return "\n".join(
             [
                 f"{where}: {len(self.not_finite)} weight{'s hold' if len(self.not_finite) > 1 else ' holds'} NaN or "
-                "infinity, so the checkpoint is damaged, or was converted to a dtype that is too narrow (--diagnose "
-                "loads it all the same, to look for what they do):",
+                f"infinity, so {DAMAGED} (--diagnose loads it all the same, to look for what they "
+                "do; convert takes it with --allow-nonfinite):",
                 *_listed(self.not_finite),
             ]
         )
@@ -113,6 +114,11 @@ def in_words(parameter: str) -> str:
     return ", ".join(words)
 
 
+def not_finite(parameter: str, tensor: str, scan: "Scan", shape: tuple[int, ...]) -> NotFinite:
+    """What a scan of a whole parameter found, of numbers that are none."""
+    return NotFinite(parameter, tensor, scan.nonfinite, _size(shape), _place(scan.first, shape))
+
+
 def report_of(
     scans: "Mapping[str, Scan]", shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, str]
 ) -> LoadReport:
@@ -123,14 +129,10 @@ def report_of(
         tensors: canonical name -> the checkpoint's tensor.
     """
     scans = {name: scans[name] for name in shapes if name in scans}
-    not_finite = [
-        NotFinite(name, tensors[name], scan.nonfinite, _size(shapes[name]), _place(scan.first, shapes[name]))
-        for name, scan in scans.items()
-        if scan.nonfinite
-    ]
+    bad = [not_finite(name, tensors[name], scan, shapes[name]) for name, scan in scans.items() if scan.nonfinite]
     blank = [name for name, scan in scans.items() if scan.blank and len(shapes[name]) > 1]
     norms = {name: sqrt(scan.squares) for name, scan in scans.items()}
-    return LoadReport(tuple(not_finite), tuple(_same_experts(scans)), tuple(blank), norms)
+    return LoadReport(tuple(bad), tuple(_same_experts(scans)), tuple(blank), norms)
 
 
 def _same_experts(scans: "Mapping[str, Scan]") -> list[SameExperts]:

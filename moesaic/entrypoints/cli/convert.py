@@ -36,6 +36,7 @@ from moesaic.core.units import size_of
 @click.option("--max-shard-size", default="5GB", show_default=True, metavar="SIZE", help="of a file of weights")
 @click.option("--arch", metavar="FILE", help="file with the architecture, as serve takes it")
 @click.option("--force", is_flag=True, help="write into a folder that holds something else")
+@click.option("--allow-nonfinite", is_flag=True, help="write weights that hold NaN or infinity too")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
 def command(
     src: str,
@@ -45,6 +46,7 @@ def command(
     max_shard_size: str,
     arch: str | None,
     force: bool,
+    allow_nonfinite: bool,
     as_json: bool,
     **packing: Any,
 ) -> None:
@@ -72,6 +74,7 @@ def command(
         max_shard_size=most,
         arch=arch,
         force=force,
+        allow_nonfinite=allow_nonfinite,
         progress=True,
     )
     if as_json:
