@@ -273,10 +273,14 @@ def _refuse_gguf_alone(repo: str, files: list[str]) -> None:
 
 
 def checkpoint_dtype(config: dict[str, Any]) -> str:
-    """The dtype that config.json states (transformers 5 `dtype`, 4 `torch_dtype`); float32 when it states none."""
+    """The dtype that config.json states (transformers 5 `dtype`, 4 `torch_dtype`); float32 when it states none, or
+    float64, in which nothing here computes."""
     text = config.get("text_config")
     found = [part.get(key) for part in (config, text) if isinstance(part, dict) for key in ("dtype", "torch_dtype")]
     stated = next((value for value in found if value), "float32")
+    if stated == "float64":
+        logger.info("dtype: the config states float64, float32 is used")
+        return "float32"
     if stated not in get_args(DType):
         raise ConfigError(
             f"config.json states dtype {stated!r}; choose one with --dtype ({', '.join(get_args(DType))})"

@@ -2,12 +2,13 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from moesaic import LLM, SamplingParams
@@ -34,8 +35,8 @@ def tensors_of(folder):
     return {n: t for f in sorted(Path(folder).glob("*.safetensors")) for n, t in load_file(f).items()}
 
 
-def tokens_of(folder):
-    llm = LLM(model=str(folder), skip_tokenizer_init=True, dtype="float32", kv_cache_memory="8MiB", max_model_len=64)
+def tokens_of(folder, dtype="float32"):
+    llm = LLM(model=str(folder), skip_tokenizer_init=True, dtype=dtype, kv_cache_memory="8MiB", max_model_len=64)
     (answer,) = llm.generate([TOKENS], SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True), use_tqdm=False)
     return answer.outputs[0].token_ids
 
@@ -82,6 +83,19 @@ def test_another_dtype(tiny_model, tmp_path):
     assert made["model.layers.1.mlp.gate.e_score_correction_bias"].dtype is torch.float32
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["dtype"] == "bfloat16"
+
+
+def test_float64_is_computed_in_float32(tiny_model, tmp_path):
+    source, out = tmp_path / "double", tmp_path / "packed"
+    shutil.copytree(tiny_model("qwen3_moe"), source)
+    tensors = {name: tensor.double() for name, tensor in load_file(source / "model.safetensors").items()}
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "dtype": "float64"}))
+    assert tokens_of(source, "auto") == tokens_of(tiny_model("qwen3_moe"))
+    convert(str(source), str(out), format="packed")
+    assert json.loads((out / "config.json").read_text())["dtype"] == "float32"
+    assert tokens_of(out) == tokens_of(source)
 
 
 def reloaded(folder):
@@ -228,6 +242,40 @@ def test_no_room(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(conversion, "SPARE", 1 << 60)
     with pytest.raises(ConfigError, match="are to be written"):
         convert(tiny_model("mixtral"), str(tmp_path))
+
+
+def test_numbers_that_are_none_are_not_converted(tiny_model, tmp_path):
+    source = tmp_path / "damaged"
+    shutil.copytree(tiny_model("qwen3_moe"), source)
+    tensors = load_file(source / "model.safetensors")
+    name = "model.layers.1.mlp.experts.3.down_proj.weight"
+    tensors[name][2, 5] = float("nan")
+    unused = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    tensors[unused] = torch.full((4,), float("inf"))
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    for format in ("hf", "packed"):
+        ran = CliRunner().invoke(cli, ["convert", str(source), str(tmp_path / format), "--format", format])
+        assert ran.exit_code == 1
+        assert "NaN or infinity" in str(ran.exception) and "--allow-nonfinite" in str(ran.exception)
+        assert "layer 1, expert 3" in str(ran.exception) and "[2, 5]" in str(ran.exception)
+        assert not list((tmp_path / format).glob("model*"))
+        convert(str(source), str(tmp_path / f"{format}-all"), format=format, allow_nonfinite=True)
+    assert tensors_of(tmp_path / "hf-all")[name].isnan().sum() == 1
+    tensors[name][2, 5] = 0.0  # what is left is in a buffer that no model computes with
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    convert(str(source), str(tmp_path / "sound"))
+    assert tensors_of(tmp_path / "sound")[unused].isinf().all()
+
+
+def test_a_dtype_that_is_too_narrow_for_a_weight(tiny_model, tmp_path):
+    source = tmp_path / "large"
+    shutil.copytree(tiny_model("qwen3_moe"), source)
+    tensors = load_file(source / "model.safetensors")
+    tensors["lm_head.weight"][1, 2] = 1e6
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    convert(str(source), str(tmp_path / "bf16"), dtype="bfloat16")
+    with pytest.raises(CheckpointError, match=r"large as float16: .*too narrow(.|\n)*lm_head.weight.*\[1, 2\]"):
+        convert(str(source), str(tmp_path / "fp16"), dtype="float16")
 
 
 def test_what_does_not_fill_its_model_is_not_converted(tiny_model, tmp_path):
