@@ -57,6 +57,8 @@ def test_the_first_layers_alone(tiny_model):
     assert proof.proven
     assert {c.layer for c in proof.stages[3].comparisons} == {None, 0, 1}
     assert proof.limits == ("the first 2 of 3 layers",)
+    with pytest.raises(ConfigError, match="--layers must be from 1 to 3, .* got 9"):
+        verify(tiny_model("qwen3_moe"), layers=9)
 
 
 @pytest.mark.parametrize("architecture", ["ZayaForCausalLM", "AXK2ForCausalLM"])

@@ -62,8 +62,8 @@ class Proof:
 
 def shortened(spec: ModelSpec, layers: int | None) -> ModelSpec:
     """The first layers of a model. Raises ConfigError."""
-    if layers is None or layers >= len(spec.layers):
+    if layers is None or layers == len(spec.layers):
         return spec
-    if layers < 1:
-        raise ConfigError(f"--layers must be at least 1, got {layers}")
+    if not 1 <= layers < len(spec.layers):
+        raise ConfigError(f"--layers must be from 1 to {len(spec.layers)}, the model's number of layers, got {layers}")
     return replace(spec, layers=spec.layers[:layers])
