@@ -81,14 +81,14 @@ class Report:
 
 
 def inspect(path: str | os.PathLike[str], arch: str | None = None) -> Report:
-    """Look at the checkpoint in folder `path`, at headers alone.
+    """Look at the checkpoint in folder `path`, or of the model that has this id, at headers alone.
 
     Args:
         arch: file with the architecture, whatever the config names.
 
     Raises:
-        CheckpointError: there is no such folder.
-        ConfigError: `arch` describes no architecture.
+        CheckpointError: there is no such checkpoint.
+        ConfigError: there is no such model, here or at the Hugging Face hub; `arch` describes no architecture.
     """
     return report_on(survey(os.fspath(path)), arch)
 

@@ -15,6 +15,7 @@ from moesaic.adapt.names import Group, group_names, listed
 from moesaic.core.errors import CheckpointError, MoesaicError
 from moesaic.core.files import parse_json, read_file
 from moesaic.core.formats import WeightFormat
+from moesaic.engine.resolve import find_model
 from moesaic.models.config_reader import read_config
 from moesaic.weights.codecs import decoded
 from moesaic.weights.codecs.codes import is_coded
@@ -123,15 +124,17 @@ class Headers:
 
 
 def survey(path: str) -> Survey:
-    """Look at the checkpoint in folder `path`, or in the GGUF file that it names.
+    """Look at the checkpoint in folder `path`, in the GGUF file that it names, or of the model that has this id.
 
     Raises:
-        CheckpointError: there is no such folder.
+        CheckpointError: there is no such checkpoint.
+        ConfigError: there is no such model, here or at the Hugging Face hub.
     """
     path = os.fspath(path)
     if not os.path.isdir(path) and not gguf_shards(path):
-        what = "is a file, not a folder" if os.path.exists(path) else "does not exist"
-        raise CheckpointError(f"{path!r} {what}")
+        if os.path.exists(path):
+            raise CheckpointError(f"{path!r} is a file, not a folder")
+        path = find_model(path)
     problems: list[Problem] = []
     config = _config(path, problems)
     kind, source = _open(path, problems)

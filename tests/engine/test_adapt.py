@@ -150,7 +150,7 @@ def test_what_is_not_understood_is_open_and_pinned(niche, tmp_path):
 
 
 def test_nothing_to_draft_from(tmp_path, niche):
-    with pytest.raises(CheckpointError, match="does not exist"):
+    with pytest.raises(ConfigError, match="neither a folder here nor a Hugging Face id"):
         adapt(str(tmp_path / "nowhere"))
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="holds no weights"):

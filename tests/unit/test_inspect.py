@@ -10,8 +10,9 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
-from moesaic.adapt import inspect
-from moesaic.core.errors import CheckpointError, MoesaicError
+from moesaic.adapt import inspect, survey
+from moesaic.adapt.draft.drafting import Drafter
+from moesaic.core.errors import CheckpointError, ConfigError, MoesaicError
 from moesaic.entrypoints.cli.main import cli
 from moesaic.layers.base import BuildContext
 from moesaic.models.decoder import Decoder
@@ -262,10 +263,29 @@ def test_errors_of_the_command(tmp_path):
         [sys.executable, "-m", "moesaic", "inspect", str(tmp_path / "none")], capture_output=True, text=True
     )
     assert out.returncode == 1 and out.stderr.startswith("error: ") and "Traceback" not in out.stderr
-    with pytest.raises(CheckpointError):
+    with pytest.raises(ConfigError, match="neither a folder here nor a Hugging Face id"):
         inspect(tmp_path / "none")
+    (tmp_path / "weights.bin").write_bytes(b"0")
+    with pytest.raises(CheckpointError, match="is a file, not a folder"):
+        inspect(tmp_path / "weights.bin")
     with pytest.raises(MoesaicError):
         inspect(tmp_path, arch=str(tmp_path / "none.py"))
+
+
+def test_an_id_of_the_hub(folder, monkeypatch):
+    asked = []
+
+    def find(model):
+        asked.append(model)
+        return str(folder)
+
+    monkeypatch.setattr(survey, "find_model", find)
+    result = CliRunner().invoke(cli, ["inspect", "somebody/some-model", "--json", "--tensors"])
+    found = json.loads(result.output)
+    assert found["ok"] and found["path"] == str(folder) and found["every_tensor"][0]["file"] == "model.safetensors"
+    assert Drafter(survey.survey("somebody/some-model")).draft().path == str(folder)
+    inspect(folder)
+    assert asked == ["somebody/some-model"] * 2  # and a folder is not looked for
 
 
 def test_without_torch(embedded_path):

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from moesaic.adapt.names import group_names, listed, pattern_of, ranges
 from moesaic.adapt.survey import survey
-from moesaic.core.errors import CheckpointError
+from moesaic.core.errors import ConfigError
 from moesaic.weights.tensors import TensorInfo
 
 
@@ -146,7 +146,7 @@ def test_a_method_that_is_not_decoded_is_named(tmp_path):
 
 
 def test_no_folder_is_an_error(tmp_path):
-    with pytest.raises(CheckpointError, match="does not exist"):
+    with pytest.raises(ConfigError, match="neither a folder here nor a Hugging Face id"):
         survey(tmp_path / "none")
 
 

@@ -151,7 +151,7 @@ class Drafter:
 
 
 def adapt(path: str, reference: str | None = None, max_runs: int = 200) -> Draft:
-    """Draft a spec file for the checkpoint in folder `path`.
+    """Draft a spec file for the checkpoint in folder `path`, or of the model that has this id.
 
     Args:
         reference: safetensors with `input_ids.<n>` int64 `[T]` and `logits.<n>` `[T, V]`: open questions are settled by

@@ -21,7 +21,7 @@ from moesaic.core.errors import ConfigError
 @click.option("--force", is_flag=True, help="write over FILE")
 @click.option("--json", "as_json", is_flag=True, help="print a JSON object, with all that was found")
 def command(path: str, file: str | None, reference: str | None, max_runs: int, force: bool, as_json: bool) -> None:
-    """Draft a spec file for the checkpoint in folder PATH, which `--arch FILE` then serves.
+    """Draft a spec file for the checkpoint PATH (a folder or a Hugging Face id), which `--arch FILE` then serves.
 
     What is guessed is marked in it, with its evidence; what is open stands at its top. Exits with 1 where the draft
     does not load the checkpoint, or does not reproduce the reference.

@@ -16,13 +16,18 @@ from moesaic.adapt.survey import survey
 @click.option("--tensors", is_flag=True, help="list every tensor too")
 @click.option("--json", "as_json", is_flag=True, help="print a JSON object, with all that was found")
 def command(path: str, arch: str | None, tensors: bool, as_json: bool) -> None:
-    """Say what the checkpoint in folder PATH is, without loading it: headers alone are read.
+    """Say what the checkpoint PATH (a folder, a GGUF file or a Hugging Face id) is, without loading it: headers alone
+    are read.
 
     Exits with 1 where a file is damaged or something does not fit the model.
     """
     found = survey(path)
     report = report_on(found, arch)
-    rows = [(n, i.dtype, i.shape, os.path.relpath(i.file, path)) for n, i in found.tensors.items()] if tensors else []
+    rows = (
+        [(n, i.dtype, i.shape, os.path.relpath(i.file, found.path)) for n, i in found.tensors.items()]
+        if tensors
+        else []
+    )
     if as_json:
         listed = [dict(zip(("name", "dtype", "shape", "file"), row, strict=True)) for row in rows]
         click.echo(json.dumps(report.as_dict() | ({"every_tensor": listed} if tensors else {}), indent=1))
