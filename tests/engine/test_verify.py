@@ -160,6 +160,17 @@ def test_an_engine_that_differs_while_the_plain_model_does_not(tiny_model, monke
     assert proof.causes[0].certain and "plain fp32 arithmetic" in proof.causes[0].what
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
+def test_the_epsilon_of_all_norms_is_a_cause(family, tmp_path):
+    path = make_tiny(family, tmp_path / "model")
+    record(str(path), str(tmp_path / "reference"))
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+    proof = verify(str(path), str(tmp_path / "reference"))
+    (cause,) = proof.causes
+    assert cause.certain and cause.what == f"norms' epsilon {config['rms_norm_eps']:g} (the spec says 0.001)"
+
+
 def test_layers_are_told_apart(tiny_model):
     """Stage 3 names the layer and the part in which something is wrong, not those behind it."""
     path = tiny_model("qwen3_moe")

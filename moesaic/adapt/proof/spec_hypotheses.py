@@ -16,6 +16,7 @@ from moesaic.models.decoder import Decoder
 from moesaic.models.spec import MoESpec, RouterSpec
 
 THETAS = (1e4, 1e5, 5e5, 1e6, 5e6, 1e7)
+EPSILONS = (1e-6, 1e-5, 1e-12, 1e-8, 1e-3, 1e-2)  # of norms
 
 
 def of_spec(model: Decoder, windows: Sequence[int] = ()) -> list[Hypothesis]:
@@ -135,14 +136,23 @@ def _norms(model: Decoder) -> Iterator[Hypothesis]:
             f"NormSpec(offset={offset + amount:g})",
             partial(_added_to, [n.weight for n in norms], amount),
         )
-    for eps in (1e-6, 1e-5, 1e-12):
-        if norms[0].eps != eps:
-            yield Hypothesis(
-                "norms",
-                f"norms' epsilon {eps:g}",
-                "rms_norm_eps",
-                partial(_set_in, [(n, "eps", eps) for n in norms]),
-            )
+    for eps in (eps for eps in EPSILONS if eps != norms[0].eps):
+        yield Hypothesis(
+            "norms",
+            f"norms' epsilon {eps:g} (the spec says {norms[0].eps:g})",
+            f"rms_norm_eps: {eps:g}",
+            partial(_set_in, list(_with_epsilon(model, eps))),
+        )
+
+
+def _with_epsilon(model: Decoder, eps: float) -> Iterator[tuple[Any, str, Any]]:
+    """All norms, those within attention and what takes its place too."""
+    for module in model.modules():
+        for name in ("eps", "norm_eps"):
+            if isinstance(getattr(module, name, None), float):
+                yield module, name, eps
+    for mixer in _mixers(model, "norm_eps"):
+        yield mixer, "spec", replace(mixer.spec, norm_eps=eps)
 
 
 def _model(model: Decoder) -> Iterator[Hypothesis]:
