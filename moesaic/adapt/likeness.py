@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from moesaic.adapt.aliases import field_of
 from moesaic.adapt.compare import Comparison, Match, compare, wanted_by
 from moesaic.adapt.lenient import LenientReader, Reading
 from moesaic.adapt.measured import measured
@@ -66,9 +67,17 @@ def nearest_architectures(found: Survey, most: int = 5) -> list[Likeness]:
     groups = [group for group in found.weight_groups if len(group)]
     config = {k: v for k, v in (found.config or {}).items() if k != "quantization_config"}
     facts = measured(groups, (key.rpartition(".")[2] for key, _ in flat(config)))
-    likenesses = [_likeness(a, groups, config, facts) for a in _described_by_specs()]
-    ranked = sorted((like for like in likenesses if like is not None), key=lambda like: -like.score)
-    return ranked[:most]
+    # The language model's keys may stand in an object of their own, whatever wraps them.
+    inner = {} if _is_model(config) else {k: v for k, v in config.items() if isinstance(v, Mapping) and _is_model(v)}
+    ranked = []
+    for architecture in _described_by_specs():
+        likenesses = [_likeness(architecture, groups, c, facts) for c in (config, *inner.values())]
+        ranked += sorted((like for like in likenesses if like is not None), key=lambda like: -like.score)[:1]
+    return sorted(ranked, key=lambda like: -like.score)[:most]
+
+
+def _is_model(config: Mapping[str, Any]) -> bool:
+    return any(field_of(key) == "hidden_size" for key in config)
 
 
 def _described_by_specs() -> Iterator[Architecture]:

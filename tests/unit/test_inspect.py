@@ -206,6 +206,16 @@ def test_tensors_of_an_unknown_architecture_are_what_a_draft_takes_them_to_be(fo
     assert {use.state for use in report.uses} == {"guessed"}
 
 
+def test_the_nearest_architecture_of_a_language_model_in_a_wrapper(tiny_model, tmp_path):
+    path = shutil.copytree(tiny_model("qwen3_moe"), tmp_path / "model")
+    text = json.loads((path / "config.json").read_text())
+    del text["architectures"]
+    outer = {"architectures": ["NobodysForConditionalGeneration"], "model_type": "nobodys", "text_config": text}
+    (path / "config.json").write_text(json.dumps(outer))
+    nearest = inspect(path).nearest[0]
+    assert (nearest.architecture, nearest.score, nearest.differs) == ("Qwen3MoeForCausalLM", 1.0, [])
+
+
 def test_holes_without_knowing_the_architecture(folder):
     change_config(folder, architectures=["Odd"], model_type="odd")
     assert inspect(folder).ok
