@@ -14,6 +14,16 @@ EMBEDDED = Path(__file__).parent.parent / "moesaic" / "embedded" / "moe-model"
 
 
 @pytest.fixture(autouse=True)
+def log_level_stays():
+    """Commands that run in this process set the level of the log, which servers that later tests start would inherit."""
+    before = os.environ.get("MOESAIC_LOG_LEVEL")
+    yield
+    os.environ.pop("MOESAIC_LOG_LEVEL", None)
+    if before is not None:
+        os.environ["MOESAIC_LOG_LEVEL"] = before
+
+
+@pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """The models are tiny, and threads would only wait for each other; an engine may set its own number."""
     import torch

@@ -65,7 +65,9 @@ def test_a_known_model_under_strange_names(renamed, family, tmp_path):
     file = tmp_path / "draft.py"
     file.write_text(draft.source)
     for check in (["check", "--no-cache"], ["format", "--no-cache", "--check"]):
-        done = subprocess.run(["ruff", *check, "--line-length", "120", str(file)], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *check, "--line-length", "120", str(file)], capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout + draft.source
     assert len(draft.source.splitlines()) < 100
 
