@@ -15,7 +15,7 @@ EMBEDDED = Path(__file__).parent.parent / "moesaic" / "embedded" / "moe-model"
 
 @pytest.fixture(autouse=True)
 def log_level_stays():
-    """Commands that run in this process set the level of the log, which servers that later tests start would inherit."""
+    """Commands that run in this process set the level of the log, which servers of later tests would inherit."""
     before = os.environ.get("MOESAIC_LOG_LEVEL")
     yield
     os.environ.pop("MOESAIC_LOG_LEVEL", None)
