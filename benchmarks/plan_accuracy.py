@@ -34,8 +34,8 @@ from moesaic.weights.quantization import QuantizationPlan
 
 PRECISIONS = ("none", "w8a16", "w4a16")
 BATCHES = (1, 8)
-CONTEXT, OUTPUT, RUNS = 128, 48, 2
-TOKENS = 2048  # that the cache holds: fewer than all runs write, so that all of it is in use at the end
+CONTEXT, OUTPUT, RUNS = 256, 32, 2
+TOKENS = 2560  # that the cache holds: fewer than all runs write, so that all of it is in use at the end
 
 
 def measure(model: str, precision: str) -> dict[str, Any]:
