@@ -85,7 +85,7 @@ def test_another_dtype(tiny_model, tmp_path):
     assert config["dtype"] == "bfloat16"
 
 
-def test_float64_is_computed_in_float32(tiny_model, tmp_path):
+def test_float64_is_computed_in_float32(tiny_model, tmp_path, cpu_library):
     source, out = tmp_path / "double", tmp_path / "packed"
     shutil.copytree(tiny_model("qwen3_moe"), source)
     tensors = {name: tensor.double() for name, tensor in load_file(source / "model.safetensors").items()}
@@ -244,7 +244,7 @@ def test_no_room(tiny_model, tmp_path, monkeypatch):
         convert(tiny_model("mixtral"), str(tmp_path))
 
 
-def test_numbers_that_are_none_are_not_converted(tiny_model, tmp_path):
+def test_numbers_that_are_none_are_not_converted(tiny_model, tmp_path, cpu_library):
     source = tmp_path / "damaged"
     shutil.copytree(tiny_model("qwen3_moe"), source)
     tensors = load_file(source / "model.safetensors")

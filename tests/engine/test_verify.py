@@ -146,7 +146,7 @@ def test_the_report_is_one_file_with_its_pictures(tiny_model, tmp_path):
         write_report(verify(tiny_model("olmoe")), str(tmp_path))
 
 
-def test_an_engine_that_differs_while_the_plain_model_does_not(tiny_model, monkeypatch):
+def test_an_engine_that_differs_while_the_plain_model_does_not(tiny_model, monkeypatch, cpu_library):
     """A fault of the kernels is told from one of the spec."""
     apply = OurModel.apply
 
@@ -171,7 +171,7 @@ def test_the_epsilon_of_all_norms_is_a_cause(family, tmp_path):
     assert cause.certain and cause.what == f"norms' epsilon {config['rms_norm_eps']:g} (the spec says 0.001)"
 
 
-def test_layers_are_told_apart(tiny_model):
+def test_layers_are_told_apart(tiny_model, cpu_library):
     """Stage 3 names the layer and the part in which something is wrong, not those behind it."""
     path = tiny_model("qwen3_moe")
     reference, engine = load_hf(path), OurModel(load(path))
