@@ -104,7 +104,8 @@ def load_hf(path: str, trust_remote_code: bool = False, num_layers: int | None =
                 local_files_only=True,
                 output_loading_info=True,
                 trust_remote_code=trust_remote_code,
-                **({} if trust_remote_code else {"weights_only": True, "experts_implementation": "eager"}),
+                weights_only=True,
+                **({} if trust_remote_code else {"experts_implementation": "eager"}),
                 **options,
             )
         except CheckpointError:
