@@ -133,6 +133,8 @@ class _Reader:
     def __init__(self, path: str) -> None:
         self.path = path
         self._cached = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with suppress(OSError, AttributeError):  # else asking what is there would read ahead what is not, megabytes
+            os.posix_fadvise(self._cached, 0, 0, os.POSIX_FADV_RANDOM)
         self._direct: int | None = None
         with suppress(OSError, AttributeError):  # a file system or system without it
             self._direct = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
@@ -157,8 +159,9 @@ class _Reader:
     def _from_cache(self, into: memoryview, offset: int) -> int:
         if self._direct is None:
             return 0
-        try:
-            return os.preadv(self._cached, [into], offset, os.RWF_NOWAIT)
+        try:  # one page first: where it is not there, the rest is not asked for, which would read that too
+            first = os.preadv(self._cached, [into[:PAGE]], offset, os.RWF_NOWAIT)
+            return first + os.preadv(self._cached, [into[first:]], offset + first, os.RWF_NOWAIT)
         except OSError:  # not there (EAGAIN), or nothing that the file system can say
             return 0
 
