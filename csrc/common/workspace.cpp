@@ -5,7 +5,7 @@
 namespace moesaic {
 namespace {
 
-constexpr int SLOTS = 16;
+constexpr int SLOTS = 17;
 
 struct Block {
     void* data = nullptr;

@@ -72,11 +72,18 @@ void read_units(const Packing& p, int64_t r, int64_t k, int64_t n, uint32_t* uni
 // Rows [begin, end) of the part, all in one panel, as they are.
 void pack_floats(const Packing& p, uint8_t* panel, int64_t begin, int64_t end) {
     const int per_unit = p.f.kind == MOESAIC_F32 ? 1 : 2;
+    const bool as_is = p.a.dtype == p.f.kind && p.m.cols % per_unit == 0 && p.a.stride % per_unit == 0 &&
+                       reinterpret_cast<uintptr_t>(p.a.source) % sizeof(uint32_t) == 0;  // rows consist of whole units
     uint32_t units[W * PIECE];
     for (int64_t k = 0; k < p.m.cols; k += PIECE) {
         const int64_t n = std::min(PIECE, p.m.cols - k);
         auto* out = reinterpret_cast<uint32_t*>(panel) + k / per_unit * PANEL;
         for_strips(p, begin, end, [&](Strip strip, int64_t row) {
+            if (as_is && row + strip.count <= p.rows) {
+                const auto* rows = reinterpret_cast<const uint32_t*>(p.row(row, k));
+                transpose(rows, p.a.stride / per_unit, strip.count, n / per_unit, out + strip.first, PANEL);
+                return;
+            }
             for (int r = 0; r < strip.count; ++r) read_units(p, row + r, k, n, units + r * PIECE);
             transpose(units, PIECE, strip.count, (n + per_unit - 1) / per_unit, out + strip.first, PANEL);
         });

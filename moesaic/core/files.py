@@ -1,11 +1,12 @@
 """Files that anyone may have written: opened so that nothing hangs, read so that little memory is taken. Torch-free."""
 
 import errno
-import gc
 import json
 import os
 import stat
 from typing import Any
+
+from moesaic.core.collector import collector_paused
 
 MAX_JSON_BYTES = 256 << 20  # of a whole file; a tokenizer of 256k tokens has 30 MB
 MAX_JSON_VALUES = 3_000_000  # which become Python objects of some 60 bytes each; that tokenizer has 1.5 million
@@ -46,16 +47,12 @@ def parse_json(data: bytes) -> Any:
     if values > MAX_JSON_VALUES:
         raise ValueError(f"it seems to hold {values} values, and {MAX_JSON_VALUES} at the most are read")
     text = data.decode()
-    collecting = gc.isenabled()
-    gc.disable()  # what is parsed has no cycles, and to look for them again and again takes ten times as long
     try:
-        return json.loads(text)
+        with collector_paused():
+            return json.loads(text)
     except json.JSONDecodeError as e:
         raise ValueError(f"{e.msg} in line {e.lineno}, column {e.colno}") from e
     except RecursionError as e:
         raise ValueError("it is nested without end") from e
     except ValueError as e:
         raise ValueError(str(e).split(";")[0]) from e
-    finally:
-        if collecting:
-            gc.enable()

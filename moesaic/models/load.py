@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from moesaic.core.collector import collector_paused
 from moesaic.core.config import ModelConfig
 from moesaic.core.errors import CheckpointError, ConfigError, UnsupportedError
 from moesaic.core.log import get_logger
@@ -99,7 +100,8 @@ def load_model(
         read_config(config.path), config.path, config.model_impl, config.trust_remote_code, config.arch
     )
     if isinstance(chosen, Architecture):
-        return load_native(config, device, block_size, progress, kv_dtype)
+        with collector_paused():
+            return load_native(config, device, block_size, progress, kv_dtype)
     if PACKED_KEY in read_config(config.path):
         raise UnsupportedError(
             f"{config.path} is packed for our own kernels, and transformers' code is to compute it: leave --model-impl "

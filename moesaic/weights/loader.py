@@ -4,9 +4,7 @@ plus one small buffer: what is kept as it is stored is read in place, what is pa
 import math
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 
@@ -14,12 +12,13 @@ from moesaic.core.errors import CheckpointError
 from moesaic.core.log import get_logger
 from moesaic.weights.dtypes import FLOAT_DTYPES
 from moesaic.weights.plan import Copy, plan_load
+from moesaic.weights.pouring import pour_all
 from moesaic.weights.progress import progress_bar
 from moesaic.weights.report import LoadReport, report_of
 from moesaic.weights.rules import AnyRule
 from moesaic.weights.scan import Scan
 from moesaic.weights.sources import Source
-from moesaic.weights.staging import Piece, Sink, Staging, Target, bytes_read, pieces_of, row_ranges
+from moesaic.weights.staging import Sink, Staging, Target, bytes_read, pieces_of, row_ranges
 
 log = get_logger(__name__)
 
@@ -77,36 +76,17 @@ def load_weights(
 def _pour_all(
     source: Source, copies: list[Copy], parameters: Mapping[str, Target], progress: bool
 ) -> tuple[dict[str, Scan], int]:
-    """Make all copies: each thread reads and packs pieces of its own, so that one reads while another packs. What scans
-    of the parameters show, and the bytes read."""
+    """Make all copies: what scans of the parameters show, and the bytes read."""
     pieces = [piece for copy in copies for piece in pieces_of(source, copy, parameters[copy.target])]
-    sizes = [bytes_read(source, piece) for piece in pieces]
+    total = sum(bytes_read(source, piece) for piece in pieces)
     scans: dict[str, Scan] = {}
-    with (
-        progress_bar("loading weights", sum(sizes), progress) as advance,
-        _in_order(Staging(source).pour, pieces) as found,
-    ):
-        for piece, size, scan in zip(pieces, sizes, found, strict=True):
+    with progress_bar("loading weights", total, progress) as advance:
+        for piece, scan in pour_all(source, pieces):
             name, shape = piece.copy.target, piece.into.shape
             start = piece.start * math.prod(shape[1:])
             scans[name] = scans[name].then(scan, start) if name in scans else scan
-            advance(size)
-    return scans, sum(sizes)
-
-
-@contextmanager
-def _in_order(function: Callable[[Piece], Scan], pieces: list[Piece]) -> Iterator[Iterator[Scan]]:
-    """The function of every piece, by all threads; none begins another once something went wrong."""
-    threads = torch.get_num_threads()
-    if threads == 1:
-        yield map(function, pieces)
-        return
-    with ThreadPoolExecutor(threads, "load") as pool:
-        try:
-            yield pool.map(function, pieces)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+            advance(bytes_read(source, piece))
+    return scans, total
 
 
 def fill_dummy(parameters: Mapping[str, Target], seed: int) -> None:

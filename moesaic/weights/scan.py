@@ -9,7 +9,7 @@ from torch import Tensor
 
 from moesaic.kernels.cpu.calls import FLOAT_KINDS
 from moesaic.kernels.cpu.library import Unavailable
-from moesaic.kernels.cpu.scan import scan
+from moesaic.kernels.cpu.scan import BYTES, ScanArgs, scan
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,16 @@ def scan_numbers(tensor: Tensor) -> Scan:
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype in FLOAT_KINDS or tensor.element_size() == 1:
         try:
-            found = scan(tensor)
-            squares = found.squares if tensor.is_floating_point() else math.nan
-            return Scan(found.nonfinite, found.first, squares, found.hash, bool(found.blank))
+            return scan_of(scan(tensor))
         except Unavailable:
             pass
     return _scan_in_torch(tensor)
+
+
+def scan_of(found: ScanArgs) -> Scan:
+    """What C++ saw."""
+    squares = math.nan if found.dtype == BYTES else found.squares
+    return Scan(found.nonfinite, found.first, squares, found.hash, bool(found.blank))
 
 
 def scan_codes(codes: Tensor, scales: Tensor, offsets: Tensor | None) -> Scan:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from moesaic.core.errors import CheckpointError, ConfigError
 from moesaic.kernels.cpu.arena import PAGE, Arena, Arenas, round_up
 from moesaic.kernels.cpu.packed import Both, PackedMatrix, packed_bytes
-from moesaic.weights import pack_cache, packed_file, staging
+from moesaic.weights import pack_cache, packed_file, pouring, staging
 from moesaic.weights.containers.packed import read_raw
 from moesaic.weights.loader import fill_dummy, load_weights
 from moesaic.weights.pack_cache import PackCache, identify
@@ -104,7 +104,8 @@ class Model:
         return found
 
     def load(self, folder, load_format="auto", **options):
-        load_weights(self.parameters(), RULES, open_source(folder, load_format), folder, progress=False, **options)
+        where = open_source(folder, load_format)
+        return load_weights(self.parameters(), RULES, where, folder, progress=False, **options)
 
     def cache(self, cache_folder, folder):
         matrices, names = packed_matrices(self.parameters())
@@ -140,6 +141,22 @@ def test_every_matrix_is_what_packing_its_tensors_gives(plan, dtype, load_format
     expected += list(zip(model.down, tensors["down"], strict=True))
     for matrix, weight in expected:
         assert torch.equal(matrix.data, PackedMatrix.of(weight, matrix.format, matrix.gated).data)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_what_cpp_pours_is_what_python_pours(plan, dtype, checkpoint, threads, monkeypatch):
+    monkeypatch.setattr(staging, "STAGING_BYTES", 64 * H)
+    folder, taken = checkpoint(dtype), []
+    pour_batch = pouring._pour_batch
+    monkeypatch.setattr(pouring, "_pour_batch", lambda batch: taken.extend(batch) or pour_batch(batch))
+    monkeypatch.setattr(pouring, "BATCH_BYTES", 5 * 64 * H)  # several batches
+    fast = Model(plan)
+    seen = fast.load(folder)
+    assert len(taken) > 10
+    monkeypatch.setattr(pouring, "_have_kernels", lambda: False)
+    slow = Model(plan)
+    assert slow.load(folder) == seen
+    assert same(fast, slow) and torch.equal(fast.norm, slow.norm)
 
 
 def test_a_tied_copy_that_differs_is_refused(checkpoint):

@@ -150,9 +150,12 @@ class Sink:
             tensor = tensor.float()
         if tensor.stride(1) != 1:
             tensor = tensor.contiguous()
-        dtype = FLOAT_KINDS[tensor.dtype]
-        place = (self.part, self.first_row, self.num_rows)
-        _pack(PackArgs(self.matrix.struct, tensor.data_ptr(), tensor.stride(0), dtype, *place, alone))
+        _pack(self.arguments(tensor.data_ptr(), tensor.stride(0), FLOAT_KINDS[tensor.dtype], alone))
+
+    def arguments(self, source: int | None, stride: int, dtype: int, alone: bool = True) -> PackArgs:
+        """What C++ is told: to pack rows in these elements at this address, so many of which lie between two rows."""
+        place = self.part, self.first_row, self.num_rows
+        return PackArgs(self.matrix.struct, source, stride, dtype, *place, alone)
 
     def fill_codes(self, codes: Tensor, scales: Tensor, offsets: Tensor | None = None, alone: bool = False) -> None:
         """Pack codes that are there already; only scales and offsets are rounded, to bf16.
