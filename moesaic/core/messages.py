@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 from moesaic.core.request import EngineRequest, SequenceUpdate
+from moesaic.core.routing import MoeShape
 
 
 class EngineInfo(msgspec.Struct, kw_only=True):
@@ -17,6 +18,7 @@ class EngineInfo(msgspec.Struct, kw_only=True):
         num_blocks, block_size: the KV cache; a sequence needs ceil(tokens / block_size) blocks.
         num_state_slots: places for recurrent state, one a running sequence; 0 for models without any.
         most_prompt_tokens: where prompts are computed whole, in one step; None where they may be divided.
+        moe: the layers of experts; None for a model without any.
         description: one line for people (architecture, parameters, dtype, device).
     """
 
@@ -31,6 +33,7 @@ class EngineInfo(msgspec.Struct, kw_only=True):
     block_size: int
     num_state_slots: int = 0
     most_prompt_tokens: int | None = None
+    moe: MoeShape | None = None
     dtype: str
     device: str
     seed: int

@@ -6,6 +6,7 @@ from enum import Enum, auto
 import msgspec
 
 from moesaic.core.outputs import FinishReason
+from moesaic.core.routing import RequestRouting
 from moesaic.core.sampling_params import SamplingParams
 
 
@@ -19,6 +20,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
         priority: lower runs first; ties by arrival.
         seed: the draws of sequence i start from seed + i.
         cache_salt: prefix-cache entries are shared only among equal salts.
+        routing: what it asks of routes, resolved; None for nothing.
     """
 
     request_id: str
@@ -31,6 +33,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     arrival_time: float = 0.0
     cache_salt: str = ""
+    routing: RequestRouting | None = None
 
 
 class SequenceStatus(Enum):

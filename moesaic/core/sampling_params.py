@@ -5,11 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moesaic.core.errors import RequestError
+from moesaic.core.routing import RoutingOptions
 from moesaic.core.strict import strict_kwargs
 
 MAX_LOGPROBS = 100
 MAX_N = 128
 GREEDY_EPSILON = 1e-5
+FLAGS = ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output", "detokenize", "return_routed_experts")
 
 
 @strict_kwargs
@@ -38,6 +40,8 @@ class SamplingParams:
         prompt_logprobs: the same for each prompt token.
         skip_special_tokens, include_stop_str_in_output: how text is made of tokens.
         detokenize: False returns token ids only.
+        routing: what is asked of the routes to experts: RoutingOptions, or a dict that becomes such.
+        return_routed_experts: return the experts of each token, and their weights.
     """
 
     n: int = 1
@@ -60,6 +64,8 @@ class SamplingParams:
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     detokenize: bool = True
+    routing: Any = None
+    return_routed_experts: bool = False
 
     def __post_init__(self) -> None:
         _integer("n", self.n, 1, MAX_N)
@@ -78,9 +84,11 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 _integer(name, getattr(self, name), 0, MAX_LOGPROBS)
-        for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output", "detokenize"):
+        for name in FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"{name} must be true or false, got {getattr(self, name)!r}", name)
+        if self.routing is not None:
+            object.__setattr__(self, "routing", RoutingOptions.of(self.routing))
         self._check_lists()
 
     def _check_lists(self) -> None:
