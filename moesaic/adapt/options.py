@@ -15,7 +15,7 @@ from moesaic.models.spec import DenseSpec, LayerSpec, ModelSpec
 BATCHES = (1, 8, 32)
 MAX_BATCHED_TOKENS = 2048  # as EngineArgs has it
 LOGITS_ROWS = MOST_SEQUENCES = 256  # that run at once, as EngineArgs has it
-RUNTIME = {"cpu": 240 << 20, "cuda": 1500 << 20}  # of Python, torch and libraries in the engine's process
+RUNTIME = {"cpu": 216 << 20, "cuda": 1500 << 20}  # of Python, torch and libraries in the engine's process
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from moesaic.models.floor import (
 from moesaic.models.spec import ModelSpec
 
 # Share of the memory's bandwidth that decoding reaches, by the experts' format, and of the peak of products in prefill.
-STREAMED = {"f32": 1.0, "f16": 1.0, "bf16": 1.0, "w8": 0.95, "w4": 0.9, "w8a8": 0.95, "mxfp4": 0.9}
+STREAMED = {"f32": 1.0, "f16": 1.0, "bf16": 1.0, "w8": 0.95, "w4": 0.94, "w8a8": 0.95, "mxfp4": 0.94}
 MULTIPLIED = {"f32": 0.8, "f16": 0.8, "bf16": 0.8, "w8": 0.85, "w4": 0.85, "w8a8": 1.1, "mxfp4": 0.85}
 ACCELERATOR_STREAMED, ACCELERATOR_MULTIPLIED = 0.8, 0.5
 STEP_SECONDS, LAYER_SECONDS = 3e-4, 1e-5  # around the kernels of a step, and of each of its layers
