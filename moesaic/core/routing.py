@@ -8,7 +8,7 @@ logits of -inf and are never chosen, in all else as the model would: scores, gro
 scales. Where fewer experts are allowed than top_k, a token goes to these alone.
 """
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -292,7 +292,8 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # whole numbers may be too large for a float
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _wrong(name: str, what: str) -> RequestError:

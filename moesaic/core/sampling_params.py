@@ -1,6 +1,7 @@
 """How one request wants its tokens chosen and when it ends. Names and meanings follow vLLM's SamplingParams."""
 
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -122,7 +123,8 @@ def _integer(name: str, value: Any, low: int, high: int | None = None) -> None:
 
 def _number(name: str, value: Any, low: float, high: float, open_low: bool = False) -> None:
     """Raise unless `value` is a finite number in [low, high], or in (low, high] with `open_low`."""
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # whole numbers may be too large for a float
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if not fits or value < low or value > high or (open_low and value == low):
         bounds = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if math.isinf(high) else ']'}"
         raise RequestError(f"{name} must be a number in {bounds}, got {value!r}", name)
