@@ -99,6 +99,15 @@ class EngineArgs:
         "look at the output of every operation, so that where logits are not finite the first layer, expert and "
         "operation is named, with its cause; slower, and weights that are not finite load",
     )
+    moe_routing_profile: list[str] = arg(
+        [], "file with a routing profile (docs/steer.md), or a folder of them; repeatable", metavar="FILE"
+    )
+    moe_active_profile: str | None = arg(
+        None,
+        "the profile of requests that name none; by default the one of --moe-routing-profile, if that is just one "
+        "file; '' for none",
+        metavar="NAME",
+    )
     max_model_len: int | None = arg(None, "tokens of one sequence, prompt and output; the model's own by default")
     max_num_seqs: int = arg(256, "sequences that run at once")
     max_num_batched_tokens: int = arg(2048, "token budget of one step; longer prompts are computed in chunks")

@@ -11,6 +11,7 @@ from moesaic.core.sampling_params import SamplingParams
 from moesaic.engine.args import EngineArgs
 from moesaic.engine.frontend import Frontend, Prompt
 from moesaic.engine.metrics import Metrics
+from moesaic.engine.routing_profiles import REFRESH_SECONDS, RoutingProfiles
 from moesaic.engine.supervisor import EngineProcess
 from moesaic.engine.tokenizer import Tokenizer
 
@@ -24,9 +25,12 @@ class AsyncEngine:
         info: what the engine told when it was ready.
         stats: its counters after the latest step.
         metrics: for Prometheus.
+        profiles: routing profiles.
     """
 
-    def __init__(self, process: EngineProcess, tokenizer: Tokenizer | None) -> None:
+    def __init__(
+        self, process: EngineProcess, tokenizer: Tokenizer | None, profiles: RoutingProfiles | None = None
+    ) -> None:
         self.info: EngineInfo = process.info
         self.tokenizer = tokenizer
         self.stats = EngineStats(
@@ -34,10 +38,12 @@ class AsyncEngine:
         )
         self.metrics = Metrics(process.info)
         self._process = process
-        self._frontend = Frontend(process.info, tokenizer)
+        self._frontend = Frontend(process.info, tokenizer, profiles)
+        self.profiles = self._frontend.profiles
         self._queues: dict[str, asyncio.Queue[RequestOutput | MoesaicError]] = {}
         self._failure: MoesaicError | None = None
         self._listener = asyncio.create_task(self._listen())
+        self._watcher = asyncio.create_task(self._watch_profiles())
 
     @classmethod
     async def start(cls, args: EngineArgs) -> "AsyncEngine":
@@ -46,14 +52,15 @@ class AsyncEngine:
         Raises:
             ConfigError, CheckpointError: as the engine gave them.
         """
+        profiles = RoutingProfiles(args.moe_routing_profile, args.moe_active_profile)
         process = await EngineProcess.start(args)
         try:
             path = args.tokenizer or process.info.model_path
             tokenizer = None if args.skip_tokenizer_init else Tokenizer(path, args.chat_template)
+            return cls(process, tokenizer, profiles)
         except BaseException:
             await process.stop()
             raise
-        return cls(process, tokenizer)
 
     async def generate(
         self,
@@ -117,8 +124,10 @@ class AsyncEngine:
 
     async def shutdown(self) -> None:
         """End the engine process; streams under way end with EngineDeadError."""
-        self._listener.cancel()
-        await asyncio.gather(self._listener, return_exceptions=True)
+        tasks = self._listener, self._watcher
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._fail(self._failure or EngineDeadError("the engine is shutting down"))
         await self._process.stop()
 
@@ -136,6 +145,13 @@ class AsyncEngine:
         except Exception as error:
             logger.exception("reading the engine's events failed")
             self._fail(EngineDeadError(f"reading the engine's events failed: {error}"))
+
+    async def _watch_profiles(self) -> None:
+        """Take up routing profiles that change. In a thread: a file may lie anywhere."""
+        while True:
+            await asyncio.sleep(REFRESH_SECONDS)
+            if self.profiles.watched:
+                await asyncio.to_thread(self.profiles.refresh)
 
     async def _dispatch(self, events: StepEvents) -> None:
         self.stats = events.stats

@@ -15,6 +15,7 @@ from moesaic.core.outputs import CompletionOutput, Logprob, RequestOutput, Token
 from moesaic.core.request import EngineRequest, LogprobRow, SequenceUpdate
 from moesaic.core.sampling_params import SamplingParams
 from moesaic.engine.detokenizer import Detokenizer
+from moesaic.engine.routing_profiles import RoutingProfiles
 from moesaic.engine.tokenizer import Tokenizer
 
 Prompt = str | Seq[int] | dict[str, Any]
@@ -53,9 +54,11 @@ class _Live:
 class Frontend:
     """Checks and tokenises prompts; detokenises, ends at stop strings, and collects outputs."""
 
-    def __init__(self, info: EngineInfo, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, info: EngineInfo, tokenizer: Tokenizer | None, profiles: RoutingProfiles | None = None) -> None:
         self.info = info
         self.tokenizer = tokenizer
+        self.profiles = profiles or RoutingProfiles()
+        self.profiles.fit(info.moe)
         self._live: dict[str, _Live] = {}
         self._random = random.Random(info.seed)
 
@@ -100,6 +103,7 @@ class Frontend:
             priority=priority,
             arrival_time=time(),
             cache_salt=cache_salt,
+            routing=self.profiles.resolve(params.routing),
         )
         self._live[request_id] = self._begin(request, text, delta)
         return request

@@ -1,7 +1,8 @@
 """LLM: the offline face. Many prompts in, their outputs in the same order (vLLM's interface)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
+from os import PathLike
 from typing import Any
 
 from moesaic.core.errors import RequestError
@@ -91,6 +92,26 @@ class LLM:
             # the template writes its own special tokens
             prompts.append({"prompt_token_ids": self.tokenizer.encode(text, add_special_tokens=False)})
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def load_routing_profile(self, profile: str | PathLike[str] | Mapping[str, Any]) -> str:
+        """Take a routing profile: a file, which is read again when it changes, or what would stand in one.
+
+        Returns:
+            its name, for `set_routing_profile` and for `SamplingParams(routing={"profile": name})`.
+
+        Raises:
+            ConfigError: it cannot be read, does not fit the model, or another has its name.
+        """
+        return self.llm_engine.frontend.profiles.add(profile)
+
+    def set_routing_profile(self, name: str | None) -> None:
+        """Choose the profile of requests to come that name none; None for the model's own routes. Raises RequestError
+        of an unknown name."""
+        self.llm_engine.frontend.profiles.activate(name)
+
+    def routing_profiles(self) -> dict[str, Any]:
+        """Every routing profile, and which one is active, as `GET /v1/moe/routing` lists them."""
+        return self.llm_engine.frontend.profiles.listing()
 
     @staticmethod
     def _params_for(

@@ -7,6 +7,7 @@ from moesaic.core.sampling_params import SamplingParams
 from moesaic.engine.args import EngineArgs
 from moesaic.engine.engine import Engine
 from moesaic.engine.frontend import Frontend, Prompt
+from moesaic.engine.routing_profiles import RoutingProfiles
 from moesaic.engine.tokenizer import Tokenizer
 
 
@@ -18,10 +19,11 @@ class LLMEngine:
     """
 
     def __init__(self, args: EngineArgs) -> None:
+        profiles = RoutingProfiles(args.moe_routing_profile, args.moe_active_profile)
         self.engine = Engine(args)
         path = args.tokenizer or self.engine.info.model_path
         self.tokenizer = None if args.skip_tokenizer_init else Tokenizer(path, args.chat_template)
-        self.frontend = Frontend(self.engine.info, self.tokenizer)
+        self.frontend = Frontend(self.engine.info, self.tokenizer, profiles)
         self._ids = count()
         self._held: list[RequestOutput] = []  # of other requests, while `generate` drove the engine
 
@@ -40,6 +42,7 @@ class LLMEngine:
         cache_salt: str = "",
     ) -> None:
         """Queue a request; raises RequestError if it can never be served."""
+        self.frontend.profiles.refresh_if_due()
         request = self.frontend.admit(
             request_id, prompt, params or SamplingParams(), priority=priority, cache_salt=cache_salt
         )

@@ -114,6 +114,11 @@ class RoutingProfiles:
             self._keep(kept)
             return kept.profile.name
 
+    @property
+    def watched(self) -> bool:
+        """Whether there are files to look at again."""
+        return bool(self._sources) or any(kept.path for kept in self._kept.values())
+
     def refresh_if_due(self) -> None:
         """`refresh`, at most once a second."""
         if monotonic() >= self._next:
@@ -183,7 +188,7 @@ class RoutingProfiles:
         """Every file there is, each once, in order. Raises ConfigError of a source that does not exist."""
         files: list[Path] = []
         for source in self._sources:
-            if not source.is_dir():
+            if not os.path.isdir(source):
                 files.append(source)
                 continue
             try:

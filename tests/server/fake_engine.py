@@ -13,6 +13,7 @@ from moesaic.core.errors import EngineDeadError, MoesaicError
 from moesaic.core.messages import EngineInfo, EngineStats
 from moesaic.core.outputs import RequestOutput
 from moesaic.core.request import EngineRequest, LogprobRow, SequenceUpdate
+from moesaic.core.routing import LayerShape, MoeShape
 from moesaic.core.sampling_params import SamplingParams
 from moesaic.engine.frontend import Frontend, Prompt
 from moesaic.engine.metrics import Metrics
@@ -53,6 +54,7 @@ def fake_info() -> EngineInfo:
         device="cpu",
         seed=0,
         startup_seconds=0.0,
+        moe=MoeShape([LayerShape(0, 8, 2), LayerShape(2, 8, 2)]),
     )
 
 
@@ -82,6 +84,7 @@ class FakeEngine:
         self.running: set[str] = set()
         self.aborted: list[str] = []
         self._frontend = Frontend(self.info, tokenizer)
+        self.profiles = self._frontend.profiles
 
     async def generate(
         self,

@@ -1,6 +1,7 @@
 """Routing profiles: what their files may say, what a request gets of them, and files that change while running."""
 
 import json
+import logging
 import os
 from itertools import count
 
@@ -35,6 +36,13 @@ EVERY = RoutingRule(layers=[0, 1], top_k=1)
 BOTH = RoutingRule(ban=[3], bias={2: 1.5})
 SUMS = RoutingRule(temperature=2, allow=[0, 1], bias=[0, 0, 1, -1])
 ticks = count(1)
+
+
+@pytest.fixture
+def log(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("moesaic"), "propagate", True)
+    caplog.set_level(logging.INFO, "moesaic")
+    return caplog
 
 
 def write(path, text):
@@ -276,23 +284,22 @@ def test_a_changed_file_is_read_again_and_old_requests_keep_theirs(tmp_path):
         (None, "is gone"),
     ],
 )
-def test_a_file_broken_while_running_keeps_the_old_profile_and_says_so(broken, message, tmp_path, caplog):
+def test_a_file_broken_while_running_keeps_the_old_profile_and_says_so(broken, message, tmp_path, log):
     path = write(tmp_path / "a.json", {"name": "a", "rules": [{"ban": [1]}]})
     profiles = served(path)
-    caplog.set_level("INFO", "moesaic")
     before = profiles.resolve(None)
     path.unlink() if broken is None else write(path, broken)
     for _ in range(3):
         profiles.refresh()
     assert profiles.resolve(None) == before and message in state(profiles)["error"]
-    [told] = [record for record in caplog.records if record.levelname == "WARNING"]
+    [told] = [record for record in log.records if record.levelname == "WARNING"]
     assert message in told.getMessage() and "stays as it was" in told.getMessage()
     write(path, {"name": "a", "rules": [{"ban": [2]}]})
     profiles.refresh()
     assert profiles.resolve(None).rules == [RoutingRule(ban=[2])] and state(profiles)["error"] is None
 
 
-def test_new_files_of_a_folder(tmp_path, caplog):
+def test_new_files_of_a_folder(tmp_path, log):
     write(tmp_path / "a.json", {"name": "a"})
     write(tmp_path / "readme.md", "not one")
     profiles = served(tmp_path)
@@ -305,7 +312,7 @@ def test_new_files_of_a_folder(tmp_path, caplog):
     assert [profile["name"] for profile in listing["profiles"]] == ["a", "b"]
     refused = {entry["file"]: entry["error"] for entry in listing["refused"]}
     assert "two routing profiles are called 'a'" in refused.pop("c.json") and "no TOML" in refused.pop("d.toml")
-    assert not refused and sum(record.levelname == "WARNING" for record in caplog.records) == 2
+    assert not refused and sum(record.levelname == "WARNING" for record in log.records) == 2
     write(tmp_path / "d.toml", "name = 'd'")
     (tmp_path / "c.json").unlink()
     profiles.refresh()
