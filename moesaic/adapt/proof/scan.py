@@ -22,12 +22,12 @@ from moesaic.models.registry import Architecture
 from moesaic.models.spec import ModelSpec
 from moesaic.weights.codecs import decoded
 from moesaic.weights.dtypes import FLOAT_DTYPES
-from moesaic.weights.loader import Piece, Staging
 from moesaic.weights.norms import outliers
 from moesaic.weights.plan import Copy, LoadPlan, plan_load
 from moesaic.weights.rules import Shape, numberless
 from moesaic.weights.scan import Scan, scan_numbers
 from moesaic.weights.sources import Source, open_source
+from moesaic.weights.staging import Piece, Staging
 
 PIECE = 1 << 22  # numbers of a tensor that are looked at together
 MOST_LISTED = 12
