@@ -94,9 +94,10 @@ format: dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# docs/reference.md is made from the docstrings and flags.
+# docs/reference.md is made from the docstrings and flags, the tree of docs/operate/tuning.md from that of `moesaic advise`.
 docs: dev
 	$(BIN)/python tools/make_reference.py
+	$(BIN)/python tools/make_tuning.py
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

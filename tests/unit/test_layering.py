@@ -18,7 +18,7 @@ SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if "archs" not in p.relative_t
 ARCHS = sorted(p for p in (PACKAGE / "models" / "archs").glob("*.py") if p.stem != "__init__")
 ORDER = (
     "core", "kernels", "distributed", "weights", "layers", "experts", "models", "worker", "scheduler", "engine",
-    "adapt", "entrypoints",
+    "adapt", "advice", "entrypoints",
 )  # fmt: skip
 VOCABULARY = "moesaic.models.spec"
 LISTS_OF_NAMES = [
