@@ -158,8 +158,7 @@ def _experts(model: Any) -> tuple[int, int]:
     stats = getattr(model, "expert_stats", None)
     if stats is None:
         return 0, 0
-    layers = [layer.moe.num_choices for layer in getattr(model.spec, "layers", ()) if layer.moe is not None]
-    return int((stats.counts > 0).sum()), sum(layers) or stats.counts.numel()
+    return int((stats.counts > 0).sum()), sum(tap.num_experts for tap in stats.taps)
 
 
 def _peaks(watch: Watch) -> list[Peak]:

@@ -71,6 +71,19 @@ class Abort(msgspec.Struct, tag=True):
     sequences: list[tuple[str, int]]
 
 
+class Ask(msgspec.Struct, tag=True):
+    """To the engine: a question, answered between two steps.
+
+    Attributes:
+        id: of the answer.
+        kind: which of `Engine.answers` is called, with these arguments.
+    """
+
+    id: int
+    kind: str
+    arguments: dict[str, Any]
+
+
 class Shutdown(msgspec.Struct, tag=True):
     """To the engine: end."""
 
@@ -88,6 +101,22 @@ class StepEvents(msgspec.Struct, tag=True):
     stats: EngineStats
 
 
+class Answer(msgspec.Struct, tag=True):
+    """From the engine: what was asked for, as plain data, or why there is none.
+
+    Attributes:
+        error: a message; None where there is an answer.
+        kind: the error's class name.
+        param: the argument at fault, as the client calls it, where one is.
+    """
+
+    id: int
+    data: Any = None
+    error: str | None = None
+    kind: str = ""
+    param: str | None = None
+
+
 class Fatal(msgspec.Struct, tag=True):
     """From the engine, its last word: `kind` is the error's class name."""
 
@@ -95,8 +124,8 @@ class Fatal(msgspec.Struct, tag=True):
     message: str
 
 
-ToEngine = Add | Abort | Shutdown
-FromEngine = Ready | StepEvents | Fatal
+ToEngine = Add | Abort | Ask | Shutdown
+FromEngine = Ready | StepEvents | Answer | Fatal
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(ToEngine)

@@ -2,17 +2,19 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import count
+from typing import Any
 
-from moesaic.core.errors import EngineDeadError, MoesaicError
+from moesaic.core.errors import EngineDeadError, MoesaicError, RequestError
 from moesaic.core.log import get_logger
-from moesaic.core.messages import Abort, Add, EngineInfo, EngineStats, StepEvents
+from moesaic.core.messages import Abort, Add, Answer, Ask, EngineInfo, EngineStats, StepEvents
 from moesaic.core.outputs import RequestOutput
 from moesaic.core.sampling_params import SamplingParams
 from moesaic.engine.args import EngineArgs
 from moesaic.engine.frontend import Frontend, Prompt
 from moesaic.engine.metrics import Metrics
 from moesaic.engine.routing_profiles import REFRESH_SECONDS, RoutingProfiles
-from moesaic.engine.supervisor import EngineProcess
+from moesaic.engine.supervisor import EngineProcess, error_of
 from moesaic.engine.tokenizer import Tokenizer
 
 logger = get_logger(__name__)
@@ -41,6 +43,8 @@ class AsyncEngine:
         self._frontend = Frontend(process.info, tokenizer, profiles)
         self.profiles = self._frontend.profiles
         self._queues: dict[str, asyncio.Queue[RequestOutput | MoesaicError]] = {}
+        self._questions: dict[int, asyncio.Future[Any]] = {}
+        self._question_ids = count()
         self._failure: MoesaicError | None = None
         self._listener = asyncio.create_task(self._listen())
         self._watcher = asyncio.create_task(self._watch_profiles())
@@ -105,6 +109,23 @@ class AsyncEngine:
             if not finished:
                 await self.abort(request_id)
 
+    async def ask(self, kind: str, **arguments: Any) -> Any:
+        """What the engine says to a question (`Engine.answers`), as plain data: after the step under way.
+
+        Raises:
+            RequestError: as the engine gave it.
+            EngineDeadError: the engine process ended.
+            MoesaicError: another error of the engine's.
+        """
+        self.check_health()
+        number = next(self._question_ids)
+        answer = self._questions[number] = asyncio.get_running_loop().create_future()
+        try:
+            await self._process.send(Ask(number, kind, arguments))
+            return await answer
+        finally:
+            del self._questions[number]
+
     async def abort(self, request_id: str) -> None:
         """Forget a request. Unknown ids are ignored."""
         self._frontend.forget(request_id)
@@ -136,8 +157,11 @@ class AsyncEngine:
         try:
             while True:
                 message = await self._process.receive()
-                assert isinstance(message, StepEvents)
-                await self._dispatch(message)
+                if isinstance(message, Answer):
+                    self._settle(message)
+                else:
+                    assert isinstance(message, StepEvents)
+                    await self._dispatch(message)
         except asyncio.CancelledError:
             raise
         except MoesaicError as error:
@@ -164,8 +188,23 @@ class AsyncEngine:
         if stopped:
             await self._process.send(Abort(stopped))
 
+    def _settle(self, answer: Answer) -> None:
+        question = self._questions.get(answer.id)  # none where the one who asked waits no longer
+        if question is None or question.done():
+            return
+        if answer.error is None:
+            question.set_result(answer.data)
+        elif answer.kind == RequestError.__name__:
+            question.set_exception(RequestError(answer.error, answer.param))
+        else:
+            error = error_of(answer.kind, answer.error)
+            question.set_exception(error or MoesaicError(f"the engine failed on a question: {answer.error}"))
+
     def _fail(self, error: MoesaicError) -> None:
         if self._failure is None:
             self._failure = error
         for queue in self._queues.values():
             queue.put_nowait(EngineDeadError(f"the engine is dead: {error}"))
+        for question in self._questions.values():
+            if not question.done():
+                question.set_exception(EngineDeadError(f"the engine is dead: {error}"))

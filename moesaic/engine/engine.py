@@ -1,7 +1,10 @@
 """The engine: token ids in, token ids out. Text is the front end's matter."""
 
+from collections.abc import Callable
 from time import perf_counter
+from typing import Any
 
+from moesaic.core.errors import RequestError, unknown_name
 from moesaic.core.log import get_logger
 from moesaic.core.messages import EngineInfo, EngineStats
 from moesaic.core.request import EngineRequest, SequenceUpdate
@@ -34,6 +37,7 @@ class Engine:
 
     Attributes:
         info: what a front end must know.
+        answers: what `ask` can be asked: kind -> a function of the question's arguments, which returns plain data.
     """
 
     def __init__(self, args: EngineArgs) -> None:
@@ -44,6 +48,7 @@ class Engine:
         kv = self.executor.kv
         self.scheduler = Scheduler(config.scheduler, config.cache, kv.num_blocks, kv.num_slots)
         model = self.executor.model
+        self.answers: dict[str, Callable[..., Any]] = {}
         self.info = EngineInfo(
             model_path=config.model.path,
             names=resolved.names,
@@ -77,6 +82,16 @@ class Engine:
         """Forget a request, or one of its sequences; its blocks are free at once."""
         self.scheduler.abort(request_id, index)
         self._let_go()
+
+    def ask(self, kind: str, **arguments: Any) -> Any:
+        """What one of `answers` says, between two steps.
+
+        Raises:
+            RequestError: nobody answers this kind, or what was asked for is not there.
+        """
+        if kind not in self.answers:
+            raise RequestError(unknown_name("question", kind, self.answers))
+        return self.answers[kind](**arguments)
 
     @property
     def has_unfinished(self) -> bool:

@@ -1,6 +1,7 @@
 """LLMEngine: engine and front end in one process, driven by whoever calls `step` (vLLM's interface)."""
 
 from itertools import count
+from typing import Any
 
 from moesaic.core.outputs import RequestOutput
 from moesaic.core.sampling_params import SamplingParams
@@ -56,6 +57,10 @@ class LLMEngine:
         """Forget a request; its blocks are free at once. Unknown ids are ignored."""
         self.frontend.forget(request_id)
         self.engine.abort(request_id)
+
+    def ask(self, kind: str, **arguments: Any) -> Any:
+        """What the engine says to a question (`Engine.answers`), as plain data; raises RequestError."""
+        return self.engine.ask(kind, **arguments)
 
     def has_unfinished_requests(self) -> bool:
         """Whether `step` has work to do, or outputs to hand out."""

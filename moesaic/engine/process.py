@@ -13,9 +13,20 @@ from typing import TYPE_CHECKING
 import msgspec
 import zmq
 
-from moesaic.core.errors import DEBUG_VARIABLE, RequestError, in_a_line
+from moesaic.core.errors import DEBUG_VARIABLE, MoesaicError, RequestError, in_a_line
 from moesaic.core.log import get_logger, setup_logging
-from moesaic.core.messages import Abort, Add, Fatal, Ready, Shutdown, StepEvents, decode_to_engine, encode
+from moesaic.core.messages import (
+    Abort,
+    Add,
+    Answer,
+    Ask,
+    Fatal,
+    Ready,
+    Shutdown,
+    StepEvents,
+    decode_to_engine,
+    encode,
+)
 from moesaic.core.request import SequenceUpdate
 from moesaic.core.threads import settle_waiting
 from moesaic.engine.supervisor import EngineStart
@@ -74,10 +85,24 @@ def _serve(engine: "Engine", socket: "zmq.Socket[bytes]") -> None:
             message = decode_to_engine(socket.recv())
             if isinstance(message, Shutdown):
                 return
-            refused += _take(engine, message)
+            if isinstance(message, Ask):
+                socket.send(encode(_answer(engine, message)))
+            else:
+                refused += _take(engine, message)
             wait = 0
         updates = refused + (engine.step() if engine.has_unfinished else [])
         socket.send(encode(StepEvents(updates, engine.stats)))
+
+
+def _answer(engine: "Engine", question: Ask) -> Answer:
+    """What the engine says to a question; whatever goes wrong with it is told to the one who asked."""
+    try:
+        return Answer(question.id, engine.ask(question.kind, **question.arguments))
+    except Exception as error:
+        if not isinstance(error, MoesaicError):
+            logger.exception("the question %r failed", question.kind)
+        told = str(error) if isinstance(error, MoesaicError) else f"{type(error).__name__}: {error}"
+        return Answer(question.id, None, told, type(error).__name__, getattr(error, "param", None))
 
 
 def _take(engine: "Engine", message: Add | Abort) -> list[SequenceUpdate]:

@@ -115,7 +115,9 @@ class EngineProcess:
             raise EngineDeadError(f"the engine process ended with status {self._death.result()}")
         message = decode_from_engine(arrival.result())
         if isinstance(message, Fatal):
-            raise _error_of(message)
+            raise error_of(message.kind, message.message) or EngineDeadError(
+                f"the engine failed: {message.kind}: {message.message}"
+            )
         return message
 
     async def stop(self) -> None:
@@ -137,9 +139,11 @@ class EngineProcess:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _error_of(message: Fatal) -> MoesaicError:
-    """The engine's error as an exception of the same kind here."""
-    kind = getattr(errors, message.kind, None)
-    if isinstance(kind, type) and issubclass(kind, MoesaicError):
-        return kind(message.message)
-    return EngineDeadError(f"the engine failed: {message.kind}: {message.message}")
+def error_of(name: str, message: str) -> MoesaicError | None:
+    """The engine's error as an exception of the same kind here; None where it is none of ours.
+
+    Args:
+        name: of its class.
+    """
+    kind = getattr(errors, name, None)
+    return kind(message) if isinstance(kind, type) and issubclass(kind, MoesaicError) else None

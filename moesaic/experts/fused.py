@@ -7,6 +7,7 @@ from torch import Tensor
 from moesaic.experts.dispatch import LocalDispatch
 from moesaic.experts.layer import run_experts
 from moesaic.experts.routing import Routing, choose_experts, note_router
+from moesaic.experts.stats import Tap
 from moesaic.experts.store import ExpertPages
 from moesaic.kernels.cpu.calls import seam
 from moesaic.layers.base import Layer, NamedViews
@@ -28,7 +29,7 @@ class FusedMoE(Layer):
     """
 
     of_experts = True
-    counts: Tensor | None = None
+    tap: Tap | None = None
 
     def __init__(
         self,
@@ -68,11 +69,18 @@ class FusedMoE(Layer):
             routing: what a `Router` chose, or logits `[T, E]` to choose by.
         """
         if isinstance(routing, Tensor):
-            routing = choose_experts(self._route, routing, self.spec.router, None, self.counts)
+            routing = self._choose(routing)
         seam()
         tokens, local = self.dispatcher.dispatch(hidden_states, routing)
         out = run_experts(self._fused_moe, tokens, local, self.experts.pages, self.spec, self._block_size)
         return self.dispatcher.combine(out, routing)
+
+    def _choose(self, logits: Tensor) -> Routing:
+        tap = self.tap
+        routing = choose_experts(self._route, logits, self.spec.router, None, None if tap is None else tap.counts)
+        if tap is not None:
+            tap.note(routing)
+        return routing
 
     def named_views(self) -> NamedViews:
         yield from self.experts.named_views()

@@ -21,13 +21,13 @@ class MoE(Layer):
     """A router and its experts, and perhaps a shared one that every token meets.
 
     Args:
-        index: of the decoder layer, under which `stats` counts.
+        index: of the decoder layer, by which `stats` knows it.
     """
 
     def __init__(self, ctx: BuildContext, spec: MoESpec, hidden_size: int, index: int, stats: ExpertStats) -> None:
         super().__init__()
         self.spec = spec
-        self.counts = stats.of_layer(index, spec.num_choices)
+        self.tap = stats.tap(index, spec.num_choices, spec.router.top_k)
         self.router = Router(hidden_size, spec.num_choices, spec.router, ctx=ctx.under("router"))
         self.experts = ExpertPages(ctx.under("experts"), spec, spec.width(hidden_size))
         self.latent_in = self.latent_out = None
@@ -61,7 +61,7 @@ class MoE(Layer):
 
     def route(self, hidden: Tensor) -> Routing:
         """Choose each token's experts, and count them."""
-        routing: Routing = self.router(hidden, self.spec.router, self.counts)
+        routing: Routing = self.router(hidden, self.spec.router, self.tap)
         return routing
 
     def compute(self, tokens: Tensor, routing: Routing) -> Tensor:

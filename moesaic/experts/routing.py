@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from moesaic.experts.stats import Tap
 from moesaic.layers.base import BuildContext, NamedViews
-from moesaic.layers.context import LinearMethod, context_of, current_construction
+from moesaic.layers.context import LinearMethod, RouterNote, context_of, current_construction
 from moesaic.layers.linear import ReplicatedLinear
 from moesaic.models.spec import RouterSpec
 
@@ -34,10 +35,10 @@ class Router(ReplicatedLinear):
     Attributes:
         correction: `[E]`, added to the scores for the choice alone, where the spec has one.
         expert_scale: `[E]`, multiplies the experts' weights, likewise.
-        counts: `[E]`, gain the tokens of each expert, where a hand-written model is asked for them.
+        tap: its place in the model's statistics; those who call it may give another.
     """
 
-    counts: Tensor | None = None
+    tap: Tap | None = None
 
     def __init__(
         self,
@@ -60,14 +61,18 @@ class Router(ReplicatedLinear):
         self.expert_scale = ctx.parameter(num_experts) if spec.expert_scale else None
         self._route = ctx.kernel("route")
 
-    def forward(self, hidden: Tensor, spec: RouterSpec | None = None, counts: Tensor | None = None) -> Routing:
+    def forward(self, hidden: Tensor, spec: RouterSpec | None = None, tap: Tap | None = None) -> Routing:
         """The experts of each token `[T, H]`.
 
         Args:
             spec: instead of the router's own.
-            counts: `[E]`, gain the tokens of each expert; the router's own by default.
+            tap: likewise.
         """
-        return self.choose(self.logits(hidden), spec or self.spec, self.counts if counts is None else counts)
+        tap = tap or self.tap
+        routing = self.choose(self.logits(hidden), spec or self.spec, None if tap is None else tap.counts)
+        if tap is not None:
+            tap.note(routing)
+        return routing
 
     def logits(self, hidden: Tensor) -> Tensor:
         """A number an expert: `[T, H]` -> `[T, E]`."""
@@ -145,4 +150,4 @@ def note_router(layer: Any, prefix: str, num_experts: int, top_k: int) -> None:
     """Tell the hand-written model being built that this layer routes: what kernels must do, and whom to count for."""
     construction = current_construction()
     construction.ask("router", num_experts=num_experts, top_k=top_k)
-    construction.routers.append((prefix, layer, num_experts))
+    construction.routers.append(RouterNote(prefix, layer, num_experts, top_k))

@@ -23,6 +23,16 @@ from moesaic.weights.quantization import QuantizationPlan
 LinearMethod = WeightFormat | str | None
 
 
+@dataclass(frozen=True)
+class RouterNote:
+    """A layer that chooses experts, as it said of itself."""
+
+    prefix: str
+    layer: Any
+    num_experts: int
+    top_k: int
+
+
 @dataclass
 class Construction:
     """A hand-written model while it is built, and what its layers said of themselves.
@@ -33,7 +43,7 @@ class Construction:
         attentions: by prefix, in order; each has a cache of its own.
         asked: what the layers ask of kernels, by family of operations: options of `kernels.registry.Case`.
         quantised: some layers may be, by the plan of `ctx.formats`.
-        routers: prefix, layer and number of experts of all that route.
+        routers: all that route.
     """
 
     ctx: BuildContext
@@ -42,7 +52,7 @@ class Construction:
     planned: dict[str, Layer] = field(default_factory=dict)
     attentions: dict[str, Any] = field(default_factory=dict)
     asked: dict[str, list[tuple[tuple[str, Any], ...]]] = field(default_factory=dict)
-    routers: list[tuple[str, Any, int]] = field(default_factory=list)
+    routers: list[RouterNote] = field(default_factory=list)
 
     def ask(self, family: str, **options: Any) -> None:
         """Note that a layer needs this of a family of operations."""

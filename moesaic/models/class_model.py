@@ -19,7 +19,7 @@ from moesaic.core.errors import CheckpointError, ConfigError, nearest
 from moesaic.experts.fused import FusedMoE
 from moesaic.experts.stats import ExpertStats
 from moesaic.layers.base import BuildContext, Layer
-from moesaic.layers.context import Construction, building, running
+from moesaic.layers.context import Construction, RouterNote, building, running
 from moesaic.layers.kv_cache import Cache, CacheSpec
 from moesaic.layers.loading import Parts, expose
 from moesaic.layers.moe_paged_attention import MoEPagedAttention
@@ -50,12 +50,7 @@ class ClassModel(LanguageModel):
         self.spec = spec
         self.construction = construction
         self._gather_rows = construction.ctx.kernel("gather_rows")
-        rows = {prefix: _layer_of(prefix) for prefix, _, _ in construction.routers}
-        order = list(dict.fromkeys(rows.values()))
-        most = max((experts for _, _, experts in construction.routers), default=0)
-        self.expert_stats = ExpertStats(len(order), most, construction.ctx.device)
-        for prefix, layer, experts in construction.routers:
-            layer.counts = self.expert_stats.of_layer(order.index(rows[prefix]), experts)
+        self.expert_stats = _tapped(construction.routers, construction.ctx.device)
         self.completed()
 
     @torch.inference_mode()
@@ -238,10 +233,28 @@ def _weights(source: Source, last: list[str], where: str, allow_nonfinite: bool)
         yield name, tensor
 
 
-def _layer_of(prefix: str) -> str:
-    """The decoder layer that a prefix lies in: all up to its first number."""
-    found = re.match(r".*?\.\d+(?=\.|$)", prefix)
-    return found[0] if found else prefix
+def _tapped(notes: Sequence[RouterNote], device: torch.device) -> ExpertStats:
+    """Statistics with a row for each router. Experts that can choose by themselves share the row of a router in the
+    same layer that has as many experts, for it is the one that chooses for them."""
+    rows: list[list[RouterNote]] = []
+    for note in sorted(notes, key=lambda note: isinstance(note.layer, FusedMoE)):
+        alike = [row for row in rows if _place(row[0]) == _place(note)] if isinstance(note.layer, FusedMoE) else []
+        if alike:
+            alike[0].append(note)
+        else:
+            rows.append([note])
+    stats = ExpertStats(len(rows), max((note.num_experts for note in notes), default=0), device)
+    for i, row in enumerate(rows):
+        tap = stats.tap(*_place(row[0]), row[0].top_k, row=i)
+        for note in row:
+            note.layer.tap = tap
+    return stats
+
+
+def _place(note: RouterNote) -> tuple[int, int]:
+    """The decoder layer that a router lies in, by the first number in its prefix, and its number of experts."""
+    found = re.search(r"(?:^|\.)(\d+)(?=\.|$)", note.prefix)
+    return int(found[1]) if found else 0, note.num_experts
 
 
 def _whole(hf_config: HFConfig, key: str) -> int:

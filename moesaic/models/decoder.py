@@ -19,7 +19,16 @@ from moesaic.layers.norm import Norm
 from moesaic.layers.step import Step
 from moesaic.models.language_model import LanguageModel
 from moesaic.models.mixers import build_mixer
-from moesaic.models.spec import LayerSpec, ModelSpec, MoESpec, NormSpec
+from moesaic.models.spec import (
+    ExpertAttentionSpec,
+    ExpertPagedAttentionSpec,
+    LayerSpec,
+    ModelSpec,
+    MoESpec,
+    NormSpec,
+)
+
+EXPERT_ATTENTION = (ExpertAttentionSpec, ExpertPagedAttentionSpec)
 
 
 class Decoder(LanguageModel):
@@ -32,8 +41,7 @@ class Decoder(LanguageModel):
     def __init__(self, spec: ModelSpec, ctx: BuildContext) -> None:
         super().__init__()
         self.spec = spec
-        most_experts = max((la.moe.num_choices for la in spec.layers if la.moe is not None), default=0)
-        self.expert_stats = ExpertStats(len(spec.layers), most_experts, ctx.device)
+        self.expert_stats = _stats_of(spec, ctx.device)
         self.embed = VocabParallelEmbedding(spec.vocab_size, spec.hidden_size, ctx=ctx.under("embed"))
         layers = [
             DecoderLayer(ctx.under(f"layers.{index}"), spec, layer, index, self.expert_stats)
@@ -132,6 +140,9 @@ class DecoderLayer(Layer):
         self.shortcut: MoE | None = None
         if spec.shortcut is not None:
             self.shortcut = MoE(ctx.under("shortcut"), spec.shortcut, model.hidden_size, index, stats)
+        if isinstance(spec.attention, EXPERT_ATTENTION):
+            attention, router = spec.attention, self.attention.router  # type: ignore[union-attr]
+            router.tap = stats.tap(index, attention.num_experts, attention.router.top_k, "attention")  # type: ignore[union-attr]
         self._mix = ctx.kernel("mix")
 
     def forward(
@@ -179,6 +190,14 @@ class DecoderLayer(Layer):
         if delta is not None:
             hidden = self._mix(hidden, delta, 1.0, self.residual_multiplier)
         return hidden, hidden
+
+
+def _stats_of(spec: ModelSpec, device: torch.device) -> ExpertStats:
+    """A row for each layer, and one more for each layer's second router."""
+    sizes = [la.moe.num_choices for la in spec.layers if la.moe is not None]
+    attentions = [la for la in spec.layers if isinstance(la.attention, EXPERT_ATTENTION)]
+    sizes += [la.attention.num_experts for la in attentions]  # type: ignore[union-attr]
+    return ExpertStats(len(spec.layers), max(sizes, default=0), device, sum(la.moe is not None for la in attentions))
 
 
 def _of_stream(model: ModelSpec, norm: NormSpec, parts: int) -> NormSpec:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from moesaic.core.batch import Batch
 from moesaic.core.step import NewSequence
+from moesaic.experts.stats import ExpertStats
 from moesaic.layers.kv_cache import CacheSpec
 
 
@@ -15,10 +16,12 @@ class ServedModel(Protocol):
 
     Attributes:
         replayable: its decode steps may be recorded: they call kernels alone.
+        expert_stats: what its routers tell; without taps where it has none, or where they are asked out of our sight.
         hooked: somebody wants to look in between, so that a recording may not be replayed.
     """
 
     replayable: bool
+    expert_stats: ExpertStats
 
     @property
     def hooked(self) -> bool: ...

@@ -25,7 +25,10 @@ class RecordedStep:
     def __init__(self, model: ServedModel, caches: Sequence[Cache], inputs: SingleTokens) -> None:
         self.model = model
         self.capacity = inputs.capacity
+        self._stats = model.expert_stats
         self.program = self._record(caches, inputs)
+        self._routes = list(self._stats.routes)  # the recording's own: each replay writes there
+        self._stats.routes[:] = [None] * len(self._routes)
 
     def _record(self, caches: Sequence[Cache], inputs: SingleTokens) -> Program | None:
         batch = inputs.batch(inputs.capacity)
@@ -47,4 +50,5 @@ class RecordedStep:
         """`[T, vocab]` of a step that can be replayed, good until the next; None for any other."""
         if self.program is None or not batch.replayable or self.model.hooked:
             return None
+        self._stats.routes[:] = self._routes
         return self.program.run(batch.num_tokens)

@@ -137,3 +137,14 @@ def is_running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_questions_are_answered_or_refused():
+    async def scenario(engine: AsyncEngine) -> None:
+        with pytest.raises(RequestError, match="unknown question 'weather'"):
+            await engine.ask("weather", of="tomorrow")
+        asked = asyncio.gather(*(engine.ask("weather") for _ in range(3)), return_exceptions=True)
+        outputs = [o async for o in engine.generate([1, 2], SamplingParams(max_tokens=4, ignore_eos=True), "beside")]
+        assert outputs[-1].finished and all(isinstance(error, RequestError) for error in await asked)
+
+    run(scenario)

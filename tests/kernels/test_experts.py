@@ -49,8 +49,9 @@ def test_low_precision_logits_are_scored_in_fp32():
 def test_stats_count_every_routed_token():
     stats = ExpertStats(3, 4, torch.device("cpu"))
     logits = torch.tensor([[3.0, 0, 0, 2], [0, 2, 0, 3], [0, 2, 0, 3]])
-    route(logits[:2], RouterSpec(top_k=2), stats.of_layer(1, 4))
-    route(logits[2:], RouterSpec(top_k=2), stats.of_layer(1, 4))
+    tap = stats.tap(1, 4, 2)
+    route(logits[:2], RouterSpec(top_k=2), tap.counts)
+    route(logits[2:], RouterSpec(top_k=2), tap.counts)
     assert stats.counts.tolist() == [[0] * 4, [1, 2, 0, 3], [0] * 4]
     stats.reset()
     assert not stats.counts.any()

@@ -100,7 +100,7 @@ class Watch:
         return self.works[-1]
 
     def _counts(self) -> torch.Tensor | None:
-        return None if self._stats is None else self._stats.counts.clone()
+        return None if self._stats is None else self._stats.counts[: self._stats.num_layers].clone()
 
 
 @contextmanager

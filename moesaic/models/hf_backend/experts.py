@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from moesaic.core.formats import WeightFormat
 from moesaic.core.log import get_logger
-from moesaic.experts.stats import ExpertStats
+from moesaic.experts.routing import Routing
+from moesaic.experts.stats import ExpertStats, Tap
 from moesaic.kernels.cpu.arena import Arenas
 from moesaic.kernels.cpu.matmul import ACTIVATIONS as PACKED_ACTIVATIONS
 from moesaic.kernels.cpu.matmul import PackedExperts
@@ -68,20 +69,20 @@ class Activation:
 class Experts:
     """One layer's experts, as our kernels take them."""
 
-    def __init__(self, slot_of: Tensor, weights: Any, activation: Activation, backend: str, counts: Tensor) -> None:
+    def __init__(self, slot_of: Tensor, weights: Any, activation: Activation, backend: str, tap: Tap) -> None:
         self.slot_of, self.weights, self.activation = slot_of, weights, activation
-        self.backend, self.counts = backend, counts
+        self.backend, self.tap = backend, tap
         self._fused_moe = kernel("fused_moe", backend)
 
     def __call__(self, module: nn.Module, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        count(self.counts, ids)
+        routing = note(self.tap, ids, weights)
         x = hidden.reshape(-1, hidden.shape[-1])
         if self.backend == "cpu":
             x = x.float()
         out: Tensor = self._fused_moe(
             x.contiguous(),
-            ids.to(torch.int32).contiguous(),
-            weights.float().contiguous(),
+            routing.ids,
+            routing.weights,
             self.weights,
             self.activation.name,
             alpha=self.activation.alpha,
@@ -119,16 +120,17 @@ def take_over(model: nn.Module, device: torch.device, wanted: str) -> tuple[Expe
     """
     modules = [(name, module) for name, module in model.named_modules() if is_experts(module)]
     layers = [_layer(name, i) for i, (name, _) in enumerate(modules)]
-    counters = ExpertStats(max(layers, default=-1) + 1, max((_count_of(m) for _, m in modules), default=0), device)
+    most = max((_count_of(m) for _, m in modules), default=0)
+    counters = ExpertStats(max(layers, default=-1) + 1, most, device, len(layers) - len(set(layers)))
     left = []
     memory = Arenas()
     for layer, (name, module) in zip(layers, modules, strict=True):
-        counts = counters.of_layer(layer, _count_of(module))
+        tap = counters.tap(layer, _count_of(module), 0)  # how many a token has, it shows when it is first asked
         module.config._experts_implementation = NAME
-        reason = _take(module, counts, wanted, memory)
+        reason = _take(module, tap, wanted, memory)
         if reason is not None:
             left.append(f"{name}: {reason}")
-            object.__setattr__(module, "moesaic", _Counted(counts))
+            object.__setattr__(module, "moesaic", _Counted(tap))
     return counters, left
 
 
@@ -137,18 +139,23 @@ class _Counted:
 
     packed_bytes = 0
 
-    def __init__(self, counts: Tensor) -> None:
-        self.counts = counts
+    def __init__(self, tap: Tap) -> None:
+        self.tap = tap
 
     def __call__(self, module: nn.Module, hidden: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
-        count(self.counts, ids)
+        note(self.tap, ids, weights)
         return theirs(module)(hidden, ids, weights)
 
 
-def count(counts: Tensor, ids: Tensor) -> None:
-    """Add the choices `[T, k]` to an expert's counts `[E]`; ids that name no expert count for none."""
-    flat = ids.flatten()
-    counts += torch.bincount(flat[(flat >= 0) & (flat < len(counts))], minlength=len(counts))
+def note(tap: Tap, ids: Tensor, weights: Tensor) -> Routing:
+    """Count the choices `[T, k]` and keep them, as our own routers give them: ids that name no expert are -1."""
+    named = (ids >= 0) & (ids < tap.num_experts)
+    tap.counts.add_(torch.bincount(ids[named], minlength=tap.num_experts))
+    routing = Routing(
+        torch.where(named, ids, -1).int().contiguous(), torch.where(named, weights, 0.0).float().contiguous()
+    )
+    tap.note(routing)
+    return routing
 
 
 def _layer(name: str, index: int) -> int:
@@ -160,7 +167,7 @@ def _count_of(module: Any) -> int:
     return int(module.num_experts)
 
 
-def _take(module: Any, counts: Tensor, wanted: str, memory: Arenas) -> str | None:
+def _take(module: Any, tap: Tap, wanted: str, memory: Arenas) -> str | None:
     """Move a module's weights to where our kernels read them; or why they stay."""
     if module.has_post_expert_norm:
         return "its outputs are normed before they are weighed"
@@ -205,7 +212,7 @@ def _take(module: Any, counts: Tensor, wanted: str, memory: Arenas) -> str | Non
         weights = PlainExperts(slot_of, wide, narrow, *biases)
         if activation.interleaved:
             first.data = first.data.new_empty(0)
-    object.__setattr__(module, "moesaic", Experts(slot_of, weights, activation, backend, counts))
+    object.__setattr__(module, "moesaic", Experts(slot_of, weights, activation, backend, tap))
     return None
 
 

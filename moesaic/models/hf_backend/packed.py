@@ -23,6 +23,7 @@ class PackedModel(ForeignModel):
         with torch.inference_mode(), self.attention.learning():
             token = torch.zeros(1, dtype=torch.int64, device=self.device)
             self._hidden(token, token, use_cache=False)
+        self.expert_stats.learn()
         self.expert_stats.reset()
 
     @torch.inference_mode()

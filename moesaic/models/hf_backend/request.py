@@ -12,6 +12,7 @@ from torch import Tensor
 
 from moesaic.core.batch import Batch
 from moesaic.core.step import NewSequence
+from moesaic.experts.stats import joined
 from moesaic.kernels.state_cache import StateCache, StateSpec
 from moesaic.models.hf_backend.facts import ForeignSpec
 from moesaic.models.hf_backend.model import ForeignModel
@@ -75,13 +76,15 @@ class RequestModel(ForeignModel):
     @torch.inference_mode()
     def __call__(self, batch: Batch, caches: Sequence[Any]) -> Tensor:
         """The final hidden states `[T, hidden]` of the batch's tokens, normed."""
-        parts, row = [], 0
+        parts, routes, row = [], [], 0
         for seq_id, count, length in zip(batch.seq_ids, batch.query_lens_host, batch.seq_lens_host, strict=True):
             rows = slice(row, row + count)
             row += count
             token_ids, positions = batch.token_ids[rows], batch.positions[rows]
             for piece in self._pieces(seq_id, count, length):
                 parts.append(self._advance(seq_id, token_ids[piece], positions[piece], length - count + piece.start))
+                routes.append(list(self.expert_stats.routes))
+        self.expert_stats.routes[:] = joined(routes)
         return torch.cat(parts)
 
     def _pieces(self, seq_id: int, count: int, length: int) -> list[slice]:
@@ -124,6 +127,7 @@ class RequestModel(ForeignModel):
             tokens = torch.zeros(count, dtype=torch.int64, device=self.device)
             self._advance(-1, tokens, torch.arange(count, device=self.device), 0)
             sizes.append(_bytes_in(self._kept.pop(-1).cache, set()))
+        self.expert_stats.learn()
         self.expert_stats.reset()
         growth = (sizes[1] - sizes[0]) / PROBE_TOKENS
         return growth, round(sizes[0] - growth * PROBE_TOKENS)
