@@ -38,3 +38,36 @@ typedef struct {
 } moesaic_route_args;
 
 MOESAIC_API void moesaic_route(const moesaic_route_args* args);
+
+// The scores of all experts, as `moesaic_route` makes them; an expert whose logit is -inf scores 0.
+typedef struct {
+    moesaic_count rows;
+    const float* logits;  // [rows, num_experts]
+    float* scores;        // [rows, num_experts] out
+    int64_t num_experts;
+    int32_t scoring;      // softmax (of sparsemixer too), sigmoid or sqrt_softplus
+    float cap;
+} moesaic_route_scores_args;
+
+MOESAIC_API void moesaic_route_scores(const moesaic_route_scores_args* args);
+
+// The way back: logits that give these scores. Where a score is what the logit gives, the logit (capped) stays; of a
+// softmax, the others get the logarithm of their score plus that of the row's sum of exponentials, as it was.
+typedef struct {
+    moesaic_count rows;
+    const float* logits;  // [rows, num_experts]
+    const float* scores;  // [rows, num_experts]
+    float* out;           // [rows, num_experts]
+    int64_t num_experts;
+    int32_t scoring;
+    float cap;
+} moesaic_route_logits_args;
+
+MOESAIC_API void moesaic_route_logits(const moesaic_route_logits_args* args);
+
+// What the calling thread has spent in `moesaic_route` since it began.
+typedef struct {
+    int64_t* nanoseconds;  // out
+} moesaic_route_time_args;
+
+MOESAIC_API void moesaic_route_time(const moesaic_route_time_args* args);

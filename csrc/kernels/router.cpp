@@ -6,6 +6,8 @@
 #include "../abi/router.h"
 
 #include <algorithm>
+#include <chrono>
+#include <cmath>
 #include <limits>
 
 #include "../common/compare.h"
@@ -202,7 +204,80 @@ void route(const moesaic_route_args& a) {
     for (int64_t i = 0; i < rows * a.top_k; ++i) ++a.counts[a.ids[i]];
 }
 
+// Logits of one row as they are scored: capped, but for those of -inf.
+void cap_row(const float* logits, int64_t num_experts, float cap, float* out) {
+    for (int64_t e = 0; e < num_experts; e += W) {
+        alignas(64) float x[W];
+        const int64_t n = std::min<int64_t>(W, num_experts - e);
+        for (int64_t i = 0; i < W; ++i) x[i] = i < n ? logits[e + i] : -INF;
+        if (cap != 0.0f) store(x, mul(tanh(mul(load(x), set1(1.0f / cap))), set1(cap)));
+        for (int64_t i = 0; i < n; ++i) out[e + i] = logits[e + i] == -INF ? -INF : x[i];
+    }
+    for (int64_t e = num_experts; e < round_up(num_experts, CHUNK); ++e) out[e] = -INF;
+}
+
+// Their scores; `logits` and `scores` are padded.
+void score_row(int32_t scoring, int64_t padded, const float* logits, float* scores) {
+    if (scoring == MOESAIC_SOFTMAX || scoring == MOESAIC_SPARSEMIXER) {
+        const Softmax softmax(logits, padded);
+        for (int64_t e = 0; e < padded; e += W) store(scores + e, softmax(load(logits + e)));
+    } else {
+        for (int64_t e = 0; e < padded; e += W) store(scores + e, score(scoring, load(logits + e)));
+    }
+    for (int64_t e = 0; e < padded; ++e)
+        if (logits[e] == -INF) scores[e] = 0.0f;
+}
+
+void route_scores(const moesaic_route_scores_args& a) {
+    parallel_for(*a.rows, WORK / a.num_experts + 1, [&](int64_t begin, int64_t end) {
+        const Scratch s(a.num_experts);
+        for (int64_t t = begin; t < end; ++t) {
+            cap_row(a.logits + t * a.num_experts, a.num_experts, a.cap, s.logits);
+            score_row(a.scoring, s.padded, s.logits, s.choice);
+            std::memcpy(a.scores + t * a.num_experts, s.choice, size_t(a.num_experts) * sizeof(float));
+        }
+    });
+}
+
+// What has this score, beside others whose softmax has this logarithm of its sum of exponentials.
+float logit_of(int32_t scoring, double score, double log_sum) {
+    if (score <= 0.0) return -INF;
+    if (scoring == MOESAIC_SIGMOID) return score >= 1.0 ? INF : float(std::log(score) - std::log1p(-score));
+    if (scoring == MOESAIC_SQRT_SOFTPLUS) return float(score * score + std::log(-std::expm1(-score * score)));
+    return float(std::log(score) + log_sum);
+}
+
+void route_logits(const moesaic_route_logits_args& a) {
+    parallel_for(*a.rows, WORK / a.num_experts + 1, [&](int64_t begin, int64_t end) {
+        const Scratch s(a.num_experts);
+        for (int64_t t = begin; t < end; ++t) {
+            cap_row(a.logits + t * a.num_experts, a.num_experts, a.cap, s.logits);
+            score_row(a.scoring, s.padded, s.logits, s.choice);
+            const Softmax softmax(s.logits, s.padded);
+            const double log_sum = double(softmax.top) + std::log(double(softmax.sum));
+            const float* scores = a.scores + t * a.num_experts;
+            float* out = a.out + t * a.num_experts;
+            for (int64_t e = 0; e < a.num_experts; ++e)
+                out[e] = scores[e] == s.choice[e] ? s.logits[e] : logit_of(a.scoring, scores[e], log_sum);
+        }
+    });
+}
+
+thread_local int64_t spent = 0;  // nanoseconds
+
+// Adds the time that it lives.
+struct Watch {
+    std::chrono::steady_clock::time_point begin = std::chrono::steady_clock::now();
+    ~Watch() { spent += std::chrono::nanoseconds(std::chrono::steady_clock::now() - begin).count(); }
+};
+
 }  // namespace
 }  // namespace moesaic
 
-MOESAIC_API void moesaic_route(const moesaic_route_args* args) { moesaic::route(*args); }
+MOESAIC_API void moesaic_route(const moesaic_route_args* args) {
+    const moesaic::Watch watch;
+    moesaic::route(*args);
+}
+MOESAIC_API void moesaic_route_scores(const moesaic_route_scores_args* args) { moesaic::route_scores(*args); }
+MOESAIC_API void moesaic_route_logits(const moesaic_route_logits_args* args) { moesaic::route_logits(*args); }
+MOESAIC_API void moesaic_route_time(const moesaic_route_time_args* args) { *args->nanoseconds = moesaic::spent; }

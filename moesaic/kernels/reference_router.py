@@ -1,5 +1,6 @@
 """The oracle's router, in plain torch: one function whose options cover the routers of published MoE models."""
 
+from time import perf_counter
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ Order = Literal["score_then_select", "select_then_score"]
 GroupScore = Literal["top2", "max"]
 
 LOWEST = torch.finfo(torch.float32).min
+_spent = [0.0]  # seconds in `route`
 
 
 def route(
@@ -59,9 +61,8 @@ def route(
     Returns:
         ids `[T, k]` int32, best first, and weights `[T, k]` fp32.
     """
-    logits = logits.float()
-    if cap is not None:
-        logits = torch.tanh(logits / cap) * cap
+    start = perf_counter()
+    logits = _capped(logits, cap)
     if choice is None:
         by_score = order == "score_then_select" and (bias is not None or num_groups > 1)
         choice = _score(logits, scoring) if by_score else logits
@@ -83,7 +84,44 @@ def route(
         weights = weights * expert_scale[ids]
     if counts is not None:
         counts += torch.bincount(ids.flatten(), minlength=counts.shape[0])
+    _spent[0] += perf_counter() - start
     return ids.int(), weights
+
+
+def route_scores(logits: Tensor, scoring: Scoring = "softmax", cap: float | None = None) -> Tensor:
+    """What `route` scores all experts with: `[T, E]` -> `[T, E]` fp32; an expert whose logit is -inf scores 0.
+
+    Args:
+        scoring: "sparsemixer" scores by softmax before it weighs.
+    """
+    scores = _score(_capped(logits, cap), "softmax" if scoring == "sparsemixer" else scoring)
+    return scores.masked_fill(logits.isneginf(), 0.0)
+
+
+def route_logits(logits: Tensor, scores: Tensor, scoring: Scoring = "softmax", cap: float | None = None) -> Tensor:
+    """Logits `[T, E]` fp32 that give changed scores `[T, E]`.
+
+    Where a score is what the logit gives, the logit (capped) stays. Of a softmax, the others get the logarithm of their
+    score plus that of the row's sum of exponentials, as it was.
+    """
+    capped, given = _capped(logits, cap), scores.double()
+    if scoring == "sigmoid":
+        made = given.logit()
+    elif scoring == "sqrt_softplus":
+        made = given.square() + (-torch.expm1(-given.square())).log()
+    else:
+        made = given.log() + capped.double().logsumexp(-1, keepdim=True)
+    return torch.where(scores == route_scores(logits, scoring, cap), capped, made.float())
+
+
+def route_seconds() -> float:
+    """What has been spent in `route` since the beginning."""
+    return _spent[0]
+
+
+def _capped(logits: Tensor, cap: float | None) -> Tensor:
+    logits = logits.float()
+    return logits if cap is None else (torch.tanh(logits / cap) * cap).masked_fill(logits.isneginf(), float("-inf"))
 
 
 def _score(x: Tensor, scoring: Scoring) -> Tensor:

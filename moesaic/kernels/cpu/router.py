@@ -42,7 +42,43 @@ class RouteArguments(ctypes.Structure):
     )
 
 
+class RouteScoresArguments(ctypes.Structure):
+    """`moesaic_route_scores_args`."""
+
+    _fields_ = (
+        ("rows", Count),
+        ("logits", ctypes.c_void_p),
+        ("scores", ctypes.c_void_p),
+        ("num_experts", ctypes.c_int64),
+        ("scoring", ctypes.c_int32),
+        ("cap", ctypes.c_float),
+    )
+
+
+class RouteLogitsArguments(ctypes.Structure):
+    """`moesaic_route_logits_args`."""
+
+    _fields_ = (
+        ("rows", Count),
+        ("logits", ctypes.c_void_p),
+        ("scores", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("num_experts", ctypes.c_int64),
+        ("scoring", ctypes.c_int32),
+        ("cap", ctypes.c_float),
+    )
+
+
+class RouteTimeArguments(ctypes.Structure):
+    """`moesaic_route_time_args`."""
+
+    _fields_ = (("nanoseconds", ctypes.c_void_p),)
+
+
 _route = Kernel("route")
+_route_scores = Kernel("route_scores")
+_route_logits = Kernel("route_logits")
+_route_time = Kernel("route_time")
 
 
 def route(
@@ -111,3 +147,26 @@ def route(
     )
     _route(arguments)
     return ids, weights
+
+
+def route_scores(logits: Tensor, scoring: Scoring = "softmax", cap: float | None = None) -> Tensor:
+    """The scores of all experts, with the bits that `route` makes: `[T, E]` -> `[T, E]` fp32 (as the oracle's)."""
+    rows, scores = ctypes.c_int64(len(logits)), torch.empty_like(logits)
+    given = ctypes.pointer(rows), pointer(logits), pointer(scores), logits.shape[1], SCORINGS[scoring], cap or 0.0
+    _route_scores(RouteScoresArguments(*given))
+    return scores
+
+
+def route_logits(logits: Tensor, scores: Tensor, scoring: Scoring = "softmax", cap: float | None = None) -> Tensor:
+    """Logits `[T, E]` fp32 that give changed scores `[T, E]` (as the oracle's)."""
+    rows, out = ctypes.c_int64(len(logits)), torch.empty_like(logits)
+    given = ctypes.pointer(rows), pointer(logits), pointer(scores), pointer(out), logits.shape[1]
+    _route_logits(RouteLogitsArguments(*given, SCORINGS[scoring], cap or 0.0))
+    return out
+
+
+def route_seconds() -> float:
+    """What this thread has spent in `route` since it began, replayed calls included."""
+    nanoseconds = ctypes.c_int64()
+    _route_time(RouteTimeArguments(ctypes.addressof(nanoseconds)))
+    return nanoseconds.value * 1e-9
