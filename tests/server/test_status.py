@@ -87,7 +87,7 @@ def test_root_path(engine):
 def test_page_loads_only_from_here(client):
     page = client.get("/")
     assert page.headers["content-type"].startswith("text/html")
-    assert page.headers["content-security-policy"].startswith("default-src 'self'")
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
     assert "<style" not in page.text and "http://" not in page.text and "https://" not in page.text
     for asset in ("app.js", "style.css"):
         assert f'"dashboard/{asset}"' in page.text
