@@ -2,8 +2,8 @@
 pruning, mixed precision and simulated routing read.
 
 It is a safetensors file. Its metadata have `format` ("moesaic-routes"), `version` (1), and `about`: a JSON object of
-the fields of `RouteProfile` that are no arrays. Its tensors are the arrays: `counts`, `weights`, `pairs` and, where choices
-were kept one by one, `stream`. Nothing in it is code. Torch-free to read.
+the fields of `RouteProfile` that are no arrays. Its tensors are the arrays: `counts`, `weights`, `pairs` and, where
+choices were kept one by one, `stream`. Nothing in it is code. Torch-free to read.
 """
 
 import json
@@ -39,7 +39,8 @@ class RouteProfile:
 
     Attributes:
         model: its name.
-        layers: `[L]`, indices of the decoder layers.
+        layers: `[L]`, index of each router's decoder layer; one whose attention has experts too is there twice, and
+            attention's stand first.
         num_experts: `[L]`, of each layer.
         top_k: `[L]`, the model's own choices a token (a request may have asked for more or fewer).
         tags: of which counts were kept apart.
@@ -97,7 +98,7 @@ ARRAYS = ("counts", "weights", "pairs", "stream")
 ABOUT = tuple(field.name for field in fields(RouteProfile) if field.name not in ARRAYS)
 
 
-def write_profile(profile: RouteProfile, path: str) -> int:
+def write_routes(profile: RouteProfile, path: str) -> int:
     """Write a file, under a temporary name until it is whole; its size in bytes."""
     import torch
 
@@ -114,7 +115,7 @@ def write_profile(profile: RouteProfile, path: str) -> int:
     return os.path.getsize(path)
 
 
-def read_profile(path: str) -> RouteProfile:
+def read_routes(path: str) -> RouteProfile:
     """The recorded routes in a file.
 
     Raises:
@@ -169,7 +170,7 @@ def _fault(about: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
     if type(about["tags_left_out"]) is not bool:
         return "tags_left_out must be true or false"
     layers, experts, tags = about["layers"], about["num_experts"], about["tags"]
-    if not layers or not len(layers) == len(experts) == len(about["top_k"]) == len(set(layers)):
+    if not layers or not len(layers) == len(experts) == len(about["top_k"]):
         return "layers, num_experts and top_k must have an entry for each MoE layer"
     if len(set(tags)) != len(tags) or len(tags) != len(about["tokens_of_tags"]):
         return "tags and tokens_of_tags must have an entry for each tag"
