@@ -98,6 +98,7 @@ format: dev
 docs: dev
 	$(BIN)/python tools/make_reference.py
 	$(BIN)/python tools/make_tuning.py
+	$(BIN)/python tools/make_board.py
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis
