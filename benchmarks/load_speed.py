@@ -25,7 +25,8 @@ from pathlib import Path
 import torch
 
 from moesaic.adapt import convert
-from moesaic.adapt.conversion import Packing, forget_pages
+from moesaic.adapt.conversion.convert import Packing
+from moesaic.adapt.conversion.folder import forget_pages
 from moesaic.core.config import DType, ModelConfig
 from moesaic.engine.resolve import EMBEDDED_PATH, checkpoint_dtype, physical_cores
 from moesaic.kernels.cpu.arena import allocate

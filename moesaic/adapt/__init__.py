@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moesaic.adapt.conversion import Converted, convert
+    from moesaic.adapt.conversion.convert import Converted, convert
     from moesaic.adapt.diagnosis import Diagnosis, diagnose
     from moesaic.adapt.draft.drafting import Draft, adapt
     from moesaic.adapt.planning import Plan, plan
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from moesaic.adapt.survey import Survey
 
 _WHERE = {
-    "Converted": "moesaic.adapt.conversion",
-    "convert": "moesaic.adapt.conversion",
+    "Converted": "moesaic.adapt.conversion.convert",
+    "convert": "moesaic.adapt.conversion.convert",
     "Plan": "moesaic.adapt.planning",
     "plan": "moesaic.adapt.planning",
     "Diagnosis": "moesaic.adapt.diagnosis",

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Any, get_args
 
-from moesaic.adapt.aliases import field_of, stated
 from moesaic.core.errors import ConfigError
+from moesaic.models.aliases import field_of, stated
 from moesaic.models.config_reader import METADATA, ConfigReader
 
 STAND_INS: dict[type, Any] = {int: 1, float: 1.0, str: "", bool: False, list: [], dict: {}}

@@ -5,13 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moesaic.adapt.aliases import field_of
 from moesaic.adapt.compare import Comparison, Match, compare, wanted_by
 from moesaic.adapt.lenient import LenientReader, Reading
 from moesaic.adapt.measured import measured
 from moesaic.adapt.misfits import flat
 from moesaic.adapt.names import Group
 from moesaic.adapt.survey import Survey
+from moesaic.models.aliases import field_of
 from moesaic.models.config_reader import METADATA
 from moesaic.models.registry import Architecture, ModelRegistry
 from moesaic.weights.rules import AnyRule, Rule, numberless

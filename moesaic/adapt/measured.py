@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from moesaic.adapt.aliases import field_of
 from moesaic.adapt.names import Group
 from moesaic.adapt.parts import guessed_part
+from moesaic.models.aliases import field_of
 
 HEAD_DIMS = (128, 64, 96, 80, 256, 192, 32, 16, 8)  # of models that there are, the most usual first
 

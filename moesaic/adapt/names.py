@@ -83,12 +83,6 @@ class Group:
         return head + brace if brace else ""
 
 
-def split_words(part: str) -> list[str]:
-    """Lower-case words of one part of a name: `qkvProj_0` -> qkv, proj, 0; numbers stay with letters before them."""
-    pieces = re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])[0-9]*|[0-9]+", part)
-    return [piece.lower() for piece in pieces]
-
-
 def group_names(tensors: Mapping[str, TensorInfo]) -> list[Group]:
     """All tensors in groups, each in the order of the first of it."""
     by_skeleton: dict[tuple[str, ...], list[tuple[tuple[str, ...], str]]] = defaultdict(list)

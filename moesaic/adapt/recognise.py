@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast, get_args
 
-from moesaic.adapt.aliases import stated
 from moesaic.adapt.names import Group
 from moesaic.adapt.parts import guessed_part
 from moesaic.adapt.survey import Survey
@@ -14,7 +13,7 @@ from moesaic.core.errors import MoesaicError, UnsupportedError
 from moesaic.models.hf_backend.allowed import ALLOWED, REFUSED
 from moesaic.models.implementation import REMOTE_KINDS
 from moesaic.models.load import spec_of
-from moesaic.models.plausible import too_large
+from moesaic.models.plausible import beyond_any_model
 from moesaic.models.registry import Architecture, ModelRegistry, architecture_in
 from moesaic.models.spec import ModelSpec
 
@@ -80,11 +79,6 @@ def read_spec_of(survey: Survey, architecture: Architecture | None, arch: str | 
     return (spec, "") if isinstance(spec, ModelSpec) else (None, "")
 
 
-def beyond_any_model(config: Mapping[str, Any] | None) -> str:
-    """Why a config describes more layers or experts than are worth counting; "" where it does not."""
-    return too_large(number(config, "num_hidden_layers") or 1, number(config, "num_experts") or 1)
-
-
 def dtype_of(survey: Survey) -> DType:
     """The dtype that weights are served in where nobody says another."""
     config = survey.config or {}
@@ -94,18 +88,6 @@ def dtype_of(survey: Survey) -> DType:
             if part.get(key) in get_args(DType):
                 return cast(DType, part[key])
     return "float32"
-
-
-def number(config: Mapping[str, Any] | None, field: str) -> int | None:
-    """A whole number that the config states, by whatever key, in it or in an object within; None for none."""
-    parts: list[Mapping[str, Any]] = [config or {}]
-    while parts:
-        part = parts.pop(0)
-        for _, value in stated(part, field):
-            if isinstance(value, int) and not isinstance(value, bool):
-                return value
-        parts += [value for value in part.values() if isinstance(value, Mapping)]
-    return None
 
 
 def counted(groups: Iterable[Group], top_k: int | None) -> tuple[int, int | None, int]:

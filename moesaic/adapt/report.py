@@ -16,13 +16,15 @@ from moesaic.adapt.likeness import Likeness, nearest_architectures
 from moesaic.adapt.memory import Memory, memory_of
 from moesaic.adapt.misfits import Misfit, misfits
 from moesaic.adapt.names import listed
-from moesaic.adapt.recognise import Identity, beyond_any_model, counted, dtype_of, identify, number, read_spec_of
+from moesaic.adapt.recognise import Identity, counted, dtype_of, identify, read_spec_of
 from moesaic.adapt.survey import Problem, Survey, survey
 from moesaic.adapt.uses import Part, Use, parts_of, uses_of
 from moesaic.core.errors import MoesaicError
 from moesaic.core.formats import WeightFormat
+from moesaic.models.aliases import number
 from moesaic.models.naming import rules_of
 from moesaic.models.parameters import parameter_shapes
+from moesaic.models.plausible import beyond_any_model
 from moesaic.models.registry import Architecture
 from moesaic.models.spec import ExpertAttentionSpec, ExpertPagedAttentionSpec, ModelSpec
 from moesaic.weights.layouts.packed import PACKED

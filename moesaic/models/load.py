@@ -15,7 +15,7 @@ from moesaic.models.class_config import ClassSpec
 from moesaic.models.config_reader import PACKED_KEY, ConfigReader, eos_token_ids, read_config
 from moesaic.models.implementation import choose_implementation
 from moesaic.models.naming import rules_of
-from moesaic.models.plausible import config_too_large
+from moesaic.models.plausible import beyond_any_model
 from moesaic.models.registry import Architecture, ModelRegistry, architecture_in
 from moesaic.models.spec import ModelSpec
 
@@ -50,7 +50,7 @@ def read_spec(path: str, arch: str | None = None) -> tuple[Architecture, Spec]:
 def spec_of(config: dict[str, Any], where: str = "config.json", arch: str | None = None) -> tuple[Architecture, Spec]:
     """What a model with this config computes; every key is accounted for. Raises ConfigError."""
     architecture = ModelRegistry.resolve(config) if arch is None else architecture_in(arch)
-    if beyond := config_too_large(config):
+    if beyond := beyond_any_model(config):
         raise ConfigError(f"{where}: {beyond}")
     if architecture.spec is None:
         from moesaic.models.class_model import spec_of_class

@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from moesaic import LLM, SamplingParams
-from moesaic.adapt import conversion, convert
+from moesaic.adapt import convert
+from moesaic.adapt.conversion import convert as conversion
+from moesaic.adapt.conversion import folder, tensors
 from moesaic.core.errors import CheckpointError, ConfigError
 from moesaic.entrypoints.cli.main import cli
 from moesaic.models.registry import ModelRegistry
@@ -50,7 +52,7 @@ def equal(left, right):
 def test_parameters_go_back_to_where_transformers_keeps_them(tiny_model, family, monkeypatch, tmp_path):
     """Through our own parameters and back, as for a source of other names: each tensor is the one that was read."""
     source = tiny_model(family)
-    monkeypatch.setattr(conversion.Checkpoint, "named_well", False)
+    monkeypatch.setattr(tensors.Checkpoint, "named_well", False)
     convert(source, str(tmp_path / "hf"))
     made, given = tensors_of(tmp_path / "hf"), tensors_of(source)
     text = {name: tensor for name, tensor in given.items() if name in made}
@@ -239,7 +241,7 @@ def test_folders_that_hold_something_else(tiny_model, tmp_path):
 
 
 def test_no_room(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(conversion, "SPARE", 1 << 60)
+    monkeypatch.setattr(folder, "SPARE", 1 << 60)
     with pytest.raises(ConfigError, match="are to be written"):
         convert(tiny_model("mixtral"), str(tmp_path))
 

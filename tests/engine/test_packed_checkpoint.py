@@ -9,8 +9,9 @@ import torch
 from click.testing import CliRunner
 
 from moesaic import LLM
-from moesaic.adapt import convert, inspect, packed_conversion
-from moesaic.adapt.conversion import Packing
+from moesaic.adapt import convert, inspect
+from moesaic.adapt.conversion import packed as packed_conversion
+from moesaic.adapt.conversion.convert import Packing
 from moesaic.core.errors import CheckpointError, ConfigError, MoesaicError, UnsupportedError
 from moesaic.entrypoints.cli.main import cli
 from moesaic.kernels.cpu.arena import PAGE, Arenas

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from moesaic.adapt.conversion import begin
+from moesaic.adapt.conversion.folder import begin
 from moesaic.adapt.proof.recorded import save_recorded
 from moesaic.core.errors import ConfigError
 from moesaic.entrypoints.cli.main import main

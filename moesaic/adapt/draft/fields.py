@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from moesaic.adapt.aliases import field_of, useless
 from moesaic.adapt.draft.structure import Structure
+from moesaic.models.aliases import field_of, useless
 from moesaic.models.config_reader import METADATA
 
 Path = tuple[str, ...]

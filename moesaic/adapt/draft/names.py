@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 
-from moesaic.adapt.names import Group, split_words
+from moesaic.adapt.names import Group
+from moesaic.models.aliases import split_words
 from moesaic.weights.rules import Shape
 
 EXPERT_WORDS = {"expert", "experts", "exp"}

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moesaic.adapt.aliases import field_of
 from moesaic.adapt.draft.structure import Structure
+from moesaic.models.aliases import field_of
 from moesaic.models.config_reader import ConfigReader
 from moesaic.models.registry import ModelRegistry
 from moesaic.models.spec import (

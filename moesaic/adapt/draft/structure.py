@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moesaic.adapt.draft.names import Named, read_names
-from moesaic.adapt.names import Group, split_words
+from moesaic.adapt.names import Group
+from moesaic.models.aliases import split_words
 
 
 @dataclass(frozen=True)

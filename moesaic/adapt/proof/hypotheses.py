@@ -1,7 +1,8 @@
 """What may be wrong, each as a change to try on the plain fp32 model: of its spec, or of its weights.
 
 A change is a context: within it the model computes otherwise, behind it as before. Which are worth trying first is
-`search`'s matter; they are made in `spec_hypotheses` and `weight_hypotheses`.
+`search`'s matter; they are made of `changes`, in `spec_hypotheses` (with `attention_hypotheses` and `moe_hypotheses`)
+and in `weight_hypotheses`.
 """
 
 from collections.abc import Callable

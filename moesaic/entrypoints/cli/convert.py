@@ -58,7 +58,7 @@ def command(
     listed with its SHA-256 in moesaic-manifest.json. A conversion that was stopped goes on where it stopped when it is
     run again.
     """
-    from moesaic.adapt.conversion import Packing, convert
+    from moesaic.adapt.conversion.convert import Packing, convert
     from moesaic.adapt.machines import size_given
 
     most = size_given("--max-shard-size", max_shard_size)

@@ -3,11 +3,11 @@
 A key is read as its set of words, synonyms as one. Torch-free.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from moesaic.adapt.names import split_words
 from moesaic.models.config_reader import METADATA
 
 SYNONYMS = {
@@ -107,12 +107,34 @@ def stated(values: Mapping[str, Any], field: str) -> Iterator[tuple[str, Any]]:
     return ((key, values[key]) for key in sorted(keys, key=lambda key: key in METADATA))
 
 
+def numbers(config: Mapping[str, Any] | None, field: str) -> Iterator[int]:
+    """The whole numbers that a config states for a field, by whatever keys: its own first, then those of objects
+    within."""
+    parts: list[Mapping[str, Any]] = [config or {}]
+    while parts:
+        part = parts.pop(0)
+        found = (value for _, value in stated(part, field))
+        yield from (value for value in found if isinstance(value, int) and not isinstance(value, bool))
+        parts += [value for value in part.values() if isinstance(value, Mapping)]
+
+
+def number(config: Mapping[str, Any] | None, field: str) -> int | None:
+    """The first of `numbers`; None for none."""
+    return next(numbers(config, field), None)
+
+
 def useless(key: str) -> str | None:
     """Why a key changes nothing of what is computed; None where it may."""
     words = split_words(key)
     if words[-1:] in (["id"], ["ids"]) and {"token", "bos", "eos", "pad", "unk", "eod", "sep"} & set(words):
         return "of the tokenizer"
     return next((USELESS[word] for word in words if word in USELESS), None)
+
+
+def split_words(part: str) -> list[str]:
+    """Lower-case words of one part of a name: `qkvProj_0` -> qkv, proj, 0; numbers stay with letters before them."""
+    pieces = re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])[0-9]*|[0-9]+", part)
+    return [piece.lower() for piece in pieces]
 
 
 def words_of(key: str) -> frozenset[str]:

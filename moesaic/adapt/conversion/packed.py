@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, cast
 
-from moesaic.adapt.conversion import Converted, Packing, begin, check_space, config_of, finish, forget_pages
+from moesaic.adapt.conversion.convert import Converted, Packing
+from moesaic.adapt.conversion.folder import begin, check_space, finish, forget_pages
+from moesaic.adapt.conversion.tensors import config_of
 from moesaic.core.config import DType, ModelConfig
 from moesaic.core.errors import CheckpointError, ConfigError, UnsupportedError
 from moesaic.engine.resolve import checkpoint_dtype
