@@ -217,9 +217,9 @@ def _survey_files(path: str, problems: list[Problem]) -> dict[str, TensorInfo]:
 
 
 def _beyond(tensors: Mapping[str, TensorInfo], size: int) -> str:
-    """Which tensors of a file of `size` bytes are cut off."""
+    """Which tensors of a file of `size` bytes are cut off; "" for none."""
     cut = {name: info for name, info in tensors.items() if info.offset + info.nbytes > size}
-    return f". Cut off: {listed(cut, 3)}"
+    return f". Cut off: {listed(cut, 3)}" if cut else ""
 
 
 def _absent(path: str, tensors: Mapping[str, TensorInfo]) -> Iterator[Problem]:

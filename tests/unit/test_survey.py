@@ -105,6 +105,21 @@ def test_a_truncated_shard_is_named_and_what_it_lacks(tmp_path):
     assert len(found.tensors) == 3 and any(p.where == "model-1.safetensors" for p in found.problems)
 
 
+def test_tensors_that_lie_over_each_other_are_named(tmp_path):
+    folder = write(tmp_path / "c", sharded=True)
+    file = folder / "model-1.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    first, second = sorted(header.keys() - {"__metadata__"})[:2]
+    header[second] |= {"shape": header[first]["shape"], "data_offsets": header[first]["data_offsets"]}
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    (problem,) = survey(folder).problems
+    assert problem.where == file.name and f"{first} and {second} over each other" in problem.what
+    assert "Cut off" not in problem.what
+
+
 def test_an_absent_shard_is_named_with_its_layers(tmp_path):
     folder = write(tmp_path / "c", sharded=True)
     (folder / "model-1.safetensors").unlink()

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from moesaic.core.errors import CheckpointError
@@ -163,6 +164,31 @@ def test_truncated_shard_gives_the_numbers(tmp_path, state):
         file.write_bytes(whole[:cut])
         with pytest.raises(CheckpointError, match="truncated or not a safetensors file"):
             open_source(str(tmp_path), "auto")
+
+
+def test_tensors_that_lie_over_each_other_are_refused(tmp_path):
+    """As safetensors' own library does: `b` begins within `a`, the same bytes stand for two tensors, or a small one
+    lies in a large one."""
+    file = tmp_path / "model.safetensors"
+
+    def write(*places):
+        file.write_bytes(
+            header_file(
+                {
+                    name: {"dtype": "F32", "shape": [(stop - start) // 4], "data_offsets": [start, stop]}
+                    for name, (start, stop) in zip("abc", places, strict=False)
+                }
+            )
+        )
+
+    for places in (((0, 32), (28, 64)), ((0, 32), (0, 32)), ((0, 64), (8, 12), (32, 64))):
+        write(*places)
+        with pytest.raises(CheckpointError, match=r"model.safetensors is damaged: .* tensors a and b over each other"):
+            open_source(str(tmp_path), "auto")
+        with pytest.raises(SafetensorError):
+            load_file(file)
+    write((0, 32), (32, 32), (32, 64))  # one without elements has no bytes to share
+    assert list(open_source(str(tmp_path), "auto").tensors) == ["a", "b", "c"]
 
 
 def header_file(header):

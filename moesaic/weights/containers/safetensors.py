@@ -28,7 +28,8 @@ def read_header(path: str) -> dict[str, StoredInfo]:
 
 
 def survey_header(path: str) -> tuple[dict[str, StoredInfo], str]:
-    """What the header of a file describes, and what is wrong with the data behind it: "", or that the file is cut off.
+    """What the header of a file describes, and what is wrong with the data behind it: "", or that tensors lie over each
+    other or the file is cut off. (What lies between tensors is not looked at.)
 
     Raises:
         CheckpointError: not even the header can be read.
@@ -36,15 +37,9 @@ def survey_header(path: str) -> tuple[dict[str, StoredInfo], str]:
     try:
         with open(open_regular(path), "rb", buffering=0) as file:
             tensors = _header(file, path)
-            missing = bytes_missing(tensors, os.fstat(file.fileno()).st_size)
+            return tensors, _damage(path, tensors, os.fstat(file.fileno()).st_size)
     except OSError as e:
         raise CheckpointError(f"cannot read {path}: {e}") from e
-    return tensors, _truncated(path, tensors, missing) if missing else ""
-
-
-def bytes_missing(tensors: Mapping[str, StoredInfo], size: int) -> int:
-    """How many bytes a file of `size` bytes lacks of what its header describes."""
-    return max(0, max((info.offset + info.nbytes for info in tensors.values()), default=0) - size)
 
 
 def _header(file: FileIO, path: str) -> dict[str, StoredInfo]:
@@ -80,9 +75,17 @@ def _tensor_info(path: str, name: str, entry: dict[str, Any], data_start: int) -
     return StoredInfo(dtype, shape, path, data_start + begin)
 
 
-def _truncated(path: str, tensors: Mapping[str, StoredInfo], missing: int) -> str:
-    needed = max(info.offset + info.nbytes for info in tensors.values())
+def _damage(path: str, tensors: Mapping[str, StoredInfo], size: int) -> str:
+    """What is wrong with tensors, in the order in which they lie, of a file of `size` bytes."""
+    last, end = "", 0
+    for name, info in tensors.items():
+        if info.nbytes and info.offset < end:
+            return f"{path} is damaged: its header lays the tensors {last} and {name} over each other"
+        if info.offset + info.nbytes > end:
+            last, end = name, info.offset + info.nbytes
+    if end <= size:
+        return ""
     return (
-        f"{path} is truncated: its header describes {needed} bytes, the file has {needed - missing} "
-        f"({missing} missing); download it again"
+        f"{path} is truncated: its header describes {end} bytes, the file has {size} "
+        f"({end - size} missing); download it again"
     )
