@@ -87,13 +87,30 @@ def test_another_dtype(tiny_model, tmp_path):
     assert config["dtype"] == "bfloat16"
 
 
+def doubled(source, folder):
+    """A checkpoint in float64, of which no number is one of float32."""
+    shutil.copytree(source, folder)
+    tensors = {name: tensor.double() * (1 + 1e-12) for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "float64"}))
+    return folder
+
+
+def test_float64_stays_unless_another_dtype_is_asked_for(tiny_model, tmp_path):
+    """Under the names of Hugging Face nothing is lost; as another dtype, vectors keep 32 bits."""
+    source = doubled(tiny_model("deepseek_v3"), tmp_path / "double")
+    convert(str(source), str(tmp_path / "hf"))
+    equal(tensors_of(tmp_path / "hf"), tensors_of(source))
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "float64"
+    convert(str(source), str(tmp_path / "half"), dtype="bfloat16")
+    made = {name: tensor.dtype for name, tensor in tensors_of(tmp_path / "half").items()}
+    assert made["model.embed_tokens.weight"] is torch.bfloat16
+    assert made["model.layers.1.mlp.gate.e_score_correction_bias"] is made["model.norm.weight"] is torch.float32
+
+
 def test_float64_is_computed_in_float32(tiny_model, tmp_path, cpu_library):
-    source, out = tmp_path / "double", tmp_path / "packed"
-    shutil.copytree(tiny_model("qwen3_moe"), source)
-    tensors = {name: tensor.double() for name, tensor in load_file(source / "model.safetensors").items()}
-    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps({**config, "dtype": "float64"}))
+    source, out = doubled(tiny_model("qwen3_moe"), tmp_path / "double"), tmp_path / "packed"
     assert tokens_of(source, "auto") == tokens_of(tiny_model("qwen3_moe"))
     convert(str(source), str(out), format="packed")
     assert json.loads((out / "config.json").read_text())["dtype"] == "float32"

@@ -1,6 +1,8 @@
 """What a user gets of the adapter's tools where an output cannot be written, and how their JSON is written."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +41,29 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 def test_shards_hold_something(capsys, tmp_path):
     said = refused(capsys, "convert", str(tmp_path), str(tmp_path / "dst"), "--max-shard-size", "0")
     assert "--max-shard-size" in said and not (tmp_path / "dst").exists()
+
+
+@pytest.mark.parametrize("verb", ["inspect", "plan", "adapt", "convert"])
+def test_a_model_of_the_hub_by_its_id(verb, capsys, tmp_path, monkeypatch, embedded_path):
+    """Each tool takes an id; here, where the hub is out of reach, the copy of an earlier download, which is links."""
+    import huggingface_hub.constants
+
+    repo = tmp_path / "hub" / "models--owner--name"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("0123")
+    (repo / "blobs").mkdir()
+    (repo / "snapshots" / "0123").mkdir(parents=True)
+    for number, file in enumerate(sorted(Path(embedded_path).iterdir())):
+        shutil.copy(file, repo / "blobs" / str(number))
+        (repo / "snapshots" / "0123" / file.name).symlink_to(f"../../blobs/{number}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    more = {"adapt": ["-o", str(tmp_path / "out.py")], "convert": [str(tmp_path / "out")], "plan": ["--json"]}
+    with pytest.raises(SystemExit) as status:
+        main([verb, "owner/name", *more.get(verb, [])])
+    out, err = capsys.readouterr()
+    assert status.value.code in (0, None), (out, err)
+    said = refused(capsys, verb, "owner/another", *more.get(verb, []), *(["--force"] if verb == "adapt" else []))
+    assert "the Hugging Face hub did not give it" in said
 
 
 def test_json_holds_no_literals_that_json_does_not_know():

@@ -64,7 +64,7 @@ def convert(
         src: folder, GGUF file or Hugging Face id.
         format: "hf"; or "packed", as this machine's kernels read matrices.
         dtype: of matrices; as stored, or as codes decode to, by default (packed: as the config states). Vectors in
-            float32 stay.
+            float32 stay, and those in float64 become that.
         packing: of format "packed": how weights are quantised.
         max_shard_size: bytes of a file.
         arch: file with the architecture, as `serve` takes it.

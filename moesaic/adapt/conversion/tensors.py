@@ -151,9 +151,10 @@ def finite(checkpoint: Checkpoint, output: Output, where: str) -> Callable[[str]
 
 
 def _dtype(stored: str, shape: Shape, wanted: DType | None) -> str:
-    """What a tensor is written in."""
-    keep = wanted is None or (len(shape) < 2 and stored == "F32")
-    return stored if keep else NAMES[getattr(torch, str(wanted))]
+    """What a tensor is written in: as it is stored, unless another dtype is wanted, of which vectors have 32 bits."""
+    if wanted is None:
+        return stored
+    return "F32" if len(shape) < 2 and stored in ("F64", "F32") else NAMES[getattr(torch, str(wanted))]
 
 
 def config_of(config: Mapping[str, Any], dtype: DType | None) -> dict[str, Any]:
