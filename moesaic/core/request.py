@@ -51,6 +51,8 @@ class Sequence:
         index: which of the request's n completions.
         token_ids: prompt, then generated.
         num_computed: leading tokens whose state is in the cache; it catches up with len(token_ids).
+        num_ever: leading tokens that were computed at some time, by it or by those whose blocks it began on; after a
+            preemption they are computed again.
         block_ids: the block table.
         block_hashes: prefix-cache key of each full block, as far as hashed.
         num_committed: leading blocks that were offered to the prefix cache.
@@ -65,6 +67,7 @@ class Sequence:
     index: int
     token_ids: list[int]
     num_computed: int = 0
+    num_ever: int = 0
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     num_committed: int = 0

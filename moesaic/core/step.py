@@ -31,6 +31,7 @@ class Advance(msgspec.Struct, array_like=True):
     Attributes:
         new_block_ids: appended to the worker's copy of the block table.
         samples: the sequence catches up with its length in this step, so a next token is drawn.
+        again: how many of these tokens, the first ones, were computed before: the sequence was preempted since.
     """
 
     seq_id: int
@@ -38,6 +39,7 @@ class Advance(msgspec.Struct, array_like=True):
     num_tokens: int
     new_block_ids: list[int]
     samples: bool
+    again: int = 0
 
 
 class StepPlan(msgspec.Struct):

@@ -218,6 +218,7 @@ class Scheduler:
         for item in plan.advance:
             seq = self._by_id[item.seq_id]
             seq.num_computed += item.num_tokens
+            seq.num_ever = max(seq.num_ever, seq.num_computed)
             starts[item.seq_id] = item.start
             self.stats.computed_tokens_total += item.num_tokens
             if item.seq_id in failed:
@@ -298,8 +299,9 @@ class Scheduler:
 
 
 def _advance(seq: Sequence, num_tokens: int, new_blocks: list[int]) -> Advance:
-    samples = seq.num_computed + num_tokens == len(seq.token_ids)
-    return Advance(seq.seq_id, seq.num_computed, num_tokens, new_blocks, samples)
+    start, end = seq.num_computed, seq.num_computed + num_tokens
+    again = max(0, min(seq.num_ever, end) - start)
+    return Advance(seq.seq_id, start, num_tokens, new_blocks, end == len(seq.token_ids), again)
 
 
 def _introduce(seq: Sequence) -> NewSequence:

@@ -40,6 +40,7 @@ class CheckingWorker:
         self.blocks: dict[int, list[int]] = {}
         self.states: list[tuple[str, list[int]] | None] = [None] * num_state_slots
         self.state_of: dict[int, int] = {}
+        self.ever: dict[int, set[int]] = {}
         self.hits = 0
 
     def execute(self, plan: StepPlan) -> StepResult:
@@ -75,6 +76,11 @@ class CheckingWorker:
         blocks += item.new_block_ids
         assert item.num_tokens > 0
         assert item.samples == (item.start + item.num_tokens == len(tokens))
+        seen = self.ever.setdefault(item.seq_id, set())
+        seen.update(range(item.start))  # what it began on was computed by others, or by itself
+        now = range(item.start, item.start + item.num_tokens)
+        assert [position in seen for position in now] == [i < item.again for i in range(item.num_tokens)]
+        seen.update(now)
         salt = self.scheduler.sequence(item.seq_id).request.cache_salt
         for position in range(item.start):
             assert self.slots[self._slot(blocks, position)] == (salt, tokens[: position + 1]), "wrong KV below start"
