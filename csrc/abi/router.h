@@ -11,6 +11,20 @@ enum moesaic_scoring {
     MOESAIC_SPARSEMIXER = 4,
 };
 
+// How some rows choose otherwise than the model.
+typedef struct {
+    int64_t top_k;            // experts of a row: as many choices, and -1 behind them up to the call's top_k
+    float temperature;        // divides the logits
+    const float* bias;        // [num_experts] or null: added to the divided logits
+    const uint8_t* banned;    // [num_experts] or null: 1 for experts that may not be chosen, whose logits are -inf
+} moesaic_route_rule;
+
+// Which rows do. It stays where it is for all calls of a layer, so that a recorded call finds each step's.
+typedef struct {
+    const int32_t* const* rule_of;    // points to [rows], indices of `rules`; or to null, where no row does
+    const moesaic_route_rule* rules;  // of the first counts top_k alone: the model's own way
+} moesaic_route_table;
+
 // See `moesaic.kernels.reference_router.route` for what each option means.
 typedef struct {
     moesaic_count rows;
@@ -21,6 +35,7 @@ typedef struct {
     int32_t* ids;               // [rows, top_k] out
     float* weights;             // [rows, top_k] out
     int64_t* counts;            // [num_experts] or null: adds the tokens that each expert was chosen for
+    const moesaic_route_table* table;  // or null: all rows choose as the model does
     int64_t num_experts;
     int64_t top_k;
     int64_t num_groups;

@@ -3,6 +3,9 @@
 // A scoring function rises with its logit, so without a bias or groups the choice is made on the logits and only the
 // chosen are scored. NaN counts as the best there is for the choice, -inf as the lowest finite number: ids are always
 // valid and name no expert twice, and a weight that is NaN goes its way to the logits, where sampling reports it.
+//
+// Rows may have a rule of their own, which changes their logits, bans experts (a choice of -inf, as those that are
+// taken) and says how many are chosen.
 #include "../abi/router.h"
 
 #include <algorithm>
@@ -79,13 +82,23 @@ MOESAIC_INLINE Vec comparable(Vec x) { return max(min(x, set1(INF)), set1(LOWEST
 
 float comparable(float x) { return std::isnan(x) ? INF : (x < LOWEST ? LOWEST : x); }
 
-void read_logits(const moesaic_route_args& a, const float* logits, const Scratch& s) {
+void ban(const moesaic_route_args& a, const moesaic_route_rule* rule, float* x) {
+    if (rule == nullptr || rule->banned == nullptr) return;
+    for (int64_t e = 0; e < a.num_experts; ++e)
+        if (rule->banned[e]) x[e] = -INF;
+}
+
+void read_logits(const moesaic_route_args& a, const float* logits, const moesaic_route_rule* rule, const Scratch& s) {
     std::memcpy(s.logits, logits, size_t(a.num_experts) * sizeof(float));
+    if (rule != nullptr)
+        for (int64_t e = 0; e < a.num_experts; ++e)
+            s.logits[e] = s.logits[e] / rule->temperature + (rule->bias != nullptr ? rule->bias[e] : 0.0f);
     if (a.cap != 0.0f) {
         const Vec cap = set1(a.cap), inverse = set1(1.0f / a.cap);
         for (int64_t e = 0; e < s.padded; e += W) store(s.logits + e, mul(tanh(mul(load(s.logits + e), inverse)), cap));
     }
     for (int64_t e = a.num_experts; e < s.padded; ++e) s.logits[e] = -INF;
+    ban(a, rule, s.logits);
 }
 
 void prepare_choice(const moesaic_route_args& a, const float* given, const Scratch& s) {
@@ -105,14 +118,14 @@ void prepare_choice(const moesaic_route_args& a, const float* given, const Scrat
     for (int64_t e = a.num_experts; e < s.padded; ++e) s.choice[e] = -INF;
 }
 
-// What a group of n experts is worth.
+// What a group of n experts is worth; one that is banned (-inf) adds nothing.
 float group_score(const float* choice, int64_t n, bool by_max) {
     float best = -INF, second = -INF;
     for (int64_t i = 0; i < n; ++i) {
         second = std::max(second, std::min(best, choice[i]));
         best = std::max(best, choice[i]);
     }
-    return comparable(by_max || n == 1 ? best : best + second);
+    return comparable(by_max || second == -INF ? best : best + second);
 }
 
 // Experts outside the best groups count as `masked_score`.
@@ -129,12 +142,14 @@ void mask_groups(const moesaic_route_args& a, const Scratch& s) {
         for (int64_t i = 0; s.groups[g] != -INF && i < size; ++i) s.choice[g * size + i] = masked;
 }
 
-// The k best, best first: the best chunk, the first place in it that holds its maximum, again.
-void pick(const moesaic_route_args& a, const Scratch& s, int32_t* ids) {
+// The k best, best first: the best chunk, the first place in it that holds its maximum, again. Returns how many there
+// are: fewer than k where fewer may be chosen.
+int64_t pick(int64_t k, const Scratch& s, int32_t* ids) {
     const int64_t chunks = s.padded / CHUNK, padded = round_up(chunks, CHUNK);
     for (int64_t c = 0; c < padded; ++c) s.maxima[c] = c < chunks ? largest(s.choice + c * CHUNK, CHUNK) : -INF;
-    for (int64_t i = 0; i < a.top_k; ++i) {
+    for (int64_t i = 0; i < k; ++i) {
         const float best = largest(s.maxima, padded);
+        if (best == -INF) return i;
         const int64_t c = first_equal(s.maxima, padded, best);
         float* chunk = s.choice + c * CHUNK;
         const int64_t place = first_equal(chunk, CHUNK, best);
@@ -142,11 +157,12 @@ void pick(const moesaic_route_args& a, const Scratch& s, int32_t* ids) {
         chunk[place] = -INF;  // taken
         s.maxima[c] = largest(chunk, CHUNK);
     }
+    return k;
 }
 
 // The weight of the i-th chosen is its part of a softmax over those not chosen before it and not far below it.
-void sparsemixer(const moesaic_route_args& a, const Scratch& s, const int32_t* ids, float* weights) {
-    for (int64_t i = 0; i < a.top_k; ++i) {
+void sparsemixer(const moesaic_route_args& a, const Scratch& s, const int32_t* ids, int64_t k, float* weights) {
+    for (int64_t i = 0; i < k; ++i) {
         const float best = s.logits[ids[i]];
         for (int64_t e = 0; e < s.padded; ++e) {
             const float x = s.logits[e], distance = (best - x) / std::max(std::fabs(x), best);
@@ -156,14 +172,14 @@ void sparsemixer(const moesaic_route_args& a, const Scratch& s, const int32_t* i
         for (int64_t e = a.num_experts; e < s.padded; ++e) s.choice[e] = -INF;
         weights[i] = 1.0f / Softmax(s.choice, s.padded).sum;  // the chosen one is the largest: its e^(x - top) is 1
     }
-    std::memcpy(s.choice, weights, size_t(a.top_k) * sizeof(float));
+    std::memcpy(s.choice, weights, size_t(k) * sizeof(float));
 }
 
 // The chosen logits' scores, into s.choice: k of them, padded to whole vectors.
-void score_chosen(const moesaic_route_args& a, const Scratch& s, const int32_t* ids, float* weights) {
-    const int64_t padded = round_up(a.top_k, W);
-    if (a.scoring == MOESAIC_SPARSEMIXER) return sparsemixer(a, s, ids, weights);
-    for (int64_t i = 0; i < padded; ++i) s.choice[i] = i < a.top_k ? s.logits[ids[i]] : -INF;
+void score_chosen(const moesaic_route_args& a, const Scratch& s, const int32_t* ids, int64_t k, float* weights) {
+    const int64_t padded = round_up(k, W);
+    if (a.scoring == MOESAIC_SPARSEMIXER) return sparsemixer(a, s, ids, k, weights);
+    for (int64_t i = 0; i < padded; ++i) s.choice[i] = i < k ? s.logits[ids[i]] : -INF;
     if (a.scoring == MOESAIC_SOFTMAX) {
         const Softmax softmax = a.select_first ? Softmax(s.choice, padded) : Softmax(s.logits, s.padded);
         for (int64_t i = 0; i < padded; i += W) store(s.choice + i, softmax(load(s.choice + i)));
@@ -172,36 +188,53 @@ void score_chosen(const moesaic_route_args& a, const Scratch& s, const int32_t* 
     }
 }
 
-void weigh(const moesaic_route_args& a, const Scratch& s, const int32_t* ids, float* weights) {
-    score_chosen(a, s, ids, weights);
+void weigh(const moesaic_route_args& a, const Scratch& s, const int32_t* ids, int64_t k, float* weights) {
+    score_chosen(a, s, ids, k, weights);
     float factor = a.scale;
     if (a.renormalize) {
         float sum = 0.0f;
-        for (int64_t i = 0; i < a.top_k; ++i) sum += s.choice[i];
+        for (int64_t i = 0; i < k; ++i) sum += s.choice[i];
         sum += a.epsilon;
         factor /= sum < a.floor ? a.floor : sum;
     }
-    for (int64_t i = 0; i < a.top_k; ++i) {
+    for (int64_t i = 0; i < k; ++i) {
         weights[i] = s.choice[i] * factor;
         if (a.expert_scale != nullptr) weights[i] *= a.expert_scale[ids[i]];
     }
 }
 
+void route_row(const moesaic_route_args& a, int64_t t, const moesaic_route_rule* rule, int64_t top_k, const Scratch& s) {
+    int32_t* ids = a.ids + t * a.top_k;
+    float* weights = a.weights + t * a.top_k;
+    read_logits(a, a.logits + t * a.num_experts, rule, s);
+    prepare_choice(a, a.choice != nullptr ? a.choice + t * a.num_experts : nullptr, s);
+    ban(a, rule, s.choice);
+    if (a.num_groups > 1) {
+        mask_groups(a, s);
+        ban(a, rule, s.choice);
+    }
+    const int64_t k = pick(top_k, s, ids);
+    weigh(a, s, ids, k, weights);
+    for (int64_t i = k; i < a.top_k; ++i) {
+        ids[i] = -1;
+        weights[i] = 0.0f;
+    }
+}
+
 void route(const moesaic_route_args& a) {
     const int64_t rows = *a.rows;
+    const int32_t* rule_of = a.table != nullptr ? *a.table->rule_of : nullptr;
     parallel_for(rows, WORK / a.num_experts + 1, [&](int64_t begin, int64_t end) {
         const Scratch s(a.num_experts);
         for (int64_t t = begin; t < end; ++t) {
-            int32_t* ids = a.ids + t * a.top_k;
-            read_logits(a, a.logits + t * a.num_experts, s);
-            prepare_choice(a, a.choice != nullptr ? a.choice + t * a.num_experts : nullptr, s);
-            if (a.num_groups > 1) mask_groups(a, s);
-            pick(a, s, ids);
-            weigh(a, s, ids, a.weights + t * a.top_k);
+            const moesaic_route_rule* rule = rule_of != nullptr ? a.table->rules + rule_of[t] : nullptr;
+            const bool own = rule == nullptr || rule == a.table->rules;
+            route_row(a, t, own ? nullptr : rule, rule != nullptr ? rule->top_k : a.top_k, s);
         }
     });
     if (a.counts == nullptr) return;
-    for (int64_t i = 0; i < rows * a.top_k; ++i) ++a.counts[a.ids[i]];
+    for (int64_t i = 0; i < rows * a.top_k; ++i)
+        if (a.ids[i] >= 0) ++a.counts[a.ids[i]];
 }
 
 // Logits of one row as they are scored: capped, but for those of -inf.

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from moesaic.core.routing import RequestRouting
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
@@ -54,6 +56,7 @@ class RequestOutput:
         prompt_logprobs: one entry a prompt token, the first None; None unless asked for.
         num_cached_tokens: prompt tokens whose KV came from the prefix cache.
         error: what went wrong when a completion's finish_reason is "error".
+        routing: the tags and rules that the request used; None where it had neither.
     """
 
     request_id: str
@@ -64,6 +67,7 @@ class RequestOutput:
     finished: bool = False
     num_cached_tokens: int = 0
     error: str | None = None
+    routing: RequestRouting | None = None
 
     @property
     def text(self) -> str:

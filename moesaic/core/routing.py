@@ -205,12 +205,13 @@ def fold(rules: Sequence[RoutingRule], layer: LayerShape) -> LayerRouting:
 
 def check_rule(rule: RoutingRule, shape: MoeShape) -> None:
     """Raise RequestError unless a model of this shape has the layers and experts that a rule names."""
-    known = {layer.index: layer for layer in shape.layers}
+    known = {layer.index for layer in shape.layers}
     for index in rule.layers or ():
         if index not in known:
             raise _wrong("layers", f"names layer {index}, and the layers with experts are {_spans(sorted(known))}")
-    for layer in shape.layers if rule.layers is None else [known[index] for index in rule.layers]:
-        _check_in(layer, rule)
+    for layer in shape.layers:
+        if rule.layers is None or layer.index in rule.layers:
+            _check_in(layer, rule)
 
 
 def _check_in(layer: LayerShape, rule: RoutingRule) -> None:

@@ -4,6 +4,7 @@ a process boundary without pickle; in one process the objects themselves are han
 import msgspec
 
 from moesaic.core.request import LogprobRow
+from moesaic.core.routing import RequestRouting
 from moesaic.core.sampling_params import SamplingParams
 
 
@@ -13,6 +14,7 @@ class NewSequence(msgspec.Struct, array_like=True):
     Attributes:
         prompt_logprobs: how many best tokens to report at each prompt position, or None.
         state_slot: where its recurrent state lies, -1 for models without any.
+        routing: what its request asks of routes; None for nothing.
     """
 
     seq_id: int
@@ -23,6 +25,7 @@ class NewSequence(msgspec.Struct, array_like=True):
     seed: int
     prompt_logprobs: int | None = None
     state_slot: int = -1
+    routing: RequestRouting | None = None
 
 
 class Advance(msgspec.Struct, array_like=True):

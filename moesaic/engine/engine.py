@@ -61,6 +61,7 @@ class Engine:
             block_size=config.cache.block_size,
             num_state_slots=kv.num_slots,
             most_prompt_tokens=config.scheduler.max_num_batched_tokens if config.scheduler.whole_prompts else None,
+            moe=model.steering.shape,
             dtype=config.model.dtype,
             device=config.device,
             seed=args.seed,

@@ -289,6 +289,7 @@ class Frontend:
             finished=live.finished,
             num_cached_tokens=live.num_cached,
             error=live.error,
+            routing=live.request.routing,
         )
 
 

@@ -8,8 +8,10 @@ from moesaic.experts.dispatch import LocalDispatch
 from moesaic.experts.layer import run_experts
 from moesaic.experts.routing import Routing, choose_experts, note_router
 from moesaic.experts.stats import Tap
+from moesaic.experts.steering import Steering
 from moesaic.experts.store import ExpertPages
 from moesaic.kernels.cpu.calls import seam
+from moesaic.kernels.route_table import RouteTable
 from moesaic.layers.base import Layer, NamedViews
 from moesaic.layers.context import LinearMethod, context_of
 from moesaic.models.spec import MoESpec, RouterSpec
@@ -30,6 +32,8 @@ class FusedMoE(Layer):
 
     of_experts = True
     tap: Tap | None = None
+    table: RouteTable | None = None
+    steering: Steering | None = None  # where no router of ours is in the layer
 
     def __init__(
         self,
@@ -70,6 +74,8 @@ class FusedMoE(Layer):
         """
         if isinstance(routing, Tensor):
             routing = self._choose(routing)
+        elif self.steering is not None:
+            self.steering.refuse("the model's class routes by its own code")
         seam()
         tokens, local = self.dispatcher.dispatch(hidden_states, routing)
         out = run_experts(self._fused_moe, tokens, local, self.experts.pages, self.spec, self._block_size)
@@ -77,7 +83,9 @@ class FusedMoE(Layer):
 
     def _choose(self, logits: Tensor) -> Routing:
         tap = self.tap
-        routing = choose_experts(self._route, logits, self.spec.router, None, None if tap is None else tap.counts)
+        routing = choose_experts(
+            self._route, logits, self.spec.router, None, None if tap is None else tap.counts, table=self.table
+        )
         if tap is not None:
             tap.note(routing)
         return routing

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from moesaic.experts.stats import Tap
+from moesaic.kernels.route_table import RouteTable
 from moesaic.layers.base import BuildContext, NamedViews
 from moesaic.layers.context import LinearMethod, RouterNote, context_of, current_construction
 from moesaic.layers.linear import ReplicatedLinear
@@ -18,8 +19,8 @@ class Routing:
     """Where the step's tokens go.
 
     Attributes:
-        ids: `[T, k]` int32, logical experts, best first; no token names one twice.
-        weights: `[T, k]` fp32.
+        ids: `[T, k]` int32, logical experts, best first; no token names one twice. -1 is a choice not used.
+        weights: `[T, k]` fp32, 0 of choices not used.
     """
 
     ids: Tensor
@@ -36,9 +37,11 @@ class Router(ReplicatedLinear):
         correction: `[E]`, added to the scores for the choice alone, where the spec has one.
         expert_scale: `[E]`, multiplies the experts' weights, likewise.
         tap: its place in the model's statistics; those who call it may give another.
+        table: how rows are routed whose requests say so; None where none may (`experts.steering`).
     """
 
     tap: Tap | None = None
+    table: RouteTable | None = None
 
     def __init__(
         self,
@@ -80,7 +83,7 @@ class Router(ReplicatedLinear):
 
     def choose(self, logits: Tensor, spec: RouterSpec, counts: Tensor | None = None) -> Routing:
         """The experts from their logits `[T, E]`."""
-        return choose_experts(self._route, logits, spec, self.correction, counts, self.expert_scale)
+        return choose_experts(self._route, logits, spec, self.correction, counts, self.expert_scale, self.table)
 
     def named_views(self) -> NamedViews:
         yield from super().named_views()
@@ -122,11 +125,12 @@ def choose_experts(
     correction: Tensor | None,
     counts: Tensor | None,
     expert_scale: Tensor | None = None,
+    table: RouteTable | None = None,
 ) -> Routing:
     """Where tokens go whose experts have these logits `[T, E]`."""
     chosen = route(
         logits,
-        spec.top_k,
+        spec.top_k if table is None or not table.active else table.width,
         scoring=spec.scoring,
         order=spec.order,
         renormalize=spec.renormalize,
@@ -142,6 +146,7 @@ def choose_experts(
         jitter=spec.jitter,
         expert_scale=expert_scale,
         counts=counts,
+        table=table,
     )
     return Routing(*chosen)
 

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moesaic.kernels.route_table import RouteTable, Rule
+
 Scoring = Literal["softmax", "sigmoid", "sqrt_softplus", "identity", "sparsemixer"]
 Order = Literal["score_then_select", "select_then_score"]
 GroupScore = Literal["top2", "max"]
@@ -34,6 +36,7 @@ def route(
     counts: Tensor | None = None,
     choice: Tensor | None = None,
     jitter: float = 0.0,
+    table: RouteTable | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose the experts of each token and weigh them, in fp32.
 
@@ -57,20 +60,68 @@ def route(
         counts: `[E]` int64, to which the number of tokens that each expert was chosen for is added.
         choice: `[T, E]`, what the choice is made on, whatever logits and bias say.
         jitter: of "sparsemixer": half the relative distance from which on a logit is far below another.
+        table: rules of rows that choose otherwise: their logits are changed and their banned experts' are -inf, which
+            are never chosen and add nothing to their group's score; a row that chooses fewer than top_k experts has
+            -1 for the others, and weights of 0.
 
     Returns:
         ids `[T, k]` int32, best first, and weights `[T, k]` fp32.
     """
     start = perf_counter()
-    logits = _capped(logits, cap)
+    options = (
+        *(scoring, order, renormalize, bias, num_groups, top_groups, group_score, masked_score),
+        *(epsilon, floor, scale, cap, expert_scale, choice, jitter),
+    )
+    if table is None or not table.active:
+        ids, weights = _route(Rule(top_k), logits, *options)
+    else:
+        ids = torch.full((len(logits), top_k), -1, device=logits.device)
+        weights = torch.zeros(len(logits), top_k, device=logits.device)
+        for number in table.rows.used:
+            rows, rule = table.rows.rows_of(number, logits.device), table.rules[number]
+            given = logits.index_select(0, rows)
+            some_ids, some_weights = _route(
+                rule, given, *options[:-2], None if choice is None else choice[rows], jitter
+            )
+            ids[rows, : some_ids.shape[1]], weights[rows, : some_ids.shape[1]] = some_ids, some_weights
+    if counts is not None:
+        counts += torch.bincount(ids[ids >= 0], minlength=counts.shape[0])
+    _spent[0] += perf_counter() - start
+    return ids.int(), weights
+
+
+def _route(
+    rule: Rule,
+    logits: Tensor,
+    scoring: Scoring,
+    order: Order,
+    renormalize: bool,
+    bias: Tensor | None,
+    num_groups: int,
+    top_groups: int,
+    group_score: GroupScore,
+    masked_score: float,
+    epsilon: float,
+    floor: float,
+    scale: float,
+    cap: float | None,
+    expert_scale: Tensor | None,
+    choice: Tensor | None,
+    jitter: float,
+) -> tuple[Tensor, Tensor]:
+    """Ids `[T, k]` and weights `[T, k]` of rows with one rule."""
+    logits = _capped(rule.logits(logits), cap)
+    if rule.banned is not None:
+        logits = logits.masked_fill(rule.banned, float("-inf"))
     if choice is None:
         by_score = order == "score_then_select" and (bias is not None or num_groups > 1)
         choice = _score(logits, scoring) if by_score else logits
         choice = choice if bias is None else choice + bias
-    choice = _comparable(choice.float())
+    choice = _banned(_comparable(choice.float()), rule.banned)
     if num_groups > 1:
-        choice = _mask_groups(choice, num_groups, top_groups, group_score, masked_score)
-    ids = _best(choice, top_k)
+        choice = _banned(_mask_groups(choice, num_groups, top_groups, group_score, masked_score), rule.banned)
+    left = choice.shape[1] if rule.banned is None else int((~rule.banned).sum())
+    ids = _best(choice, min(rule.top_k, left))
     if scoring == "sparsemixer":
         weights = _sparsemixer(logits, ids, jitter)
     elif order == "score_then_select":
@@ -82,10 +133,7 @@ def route(
     weights = weights * scale
     if expert_scale is not None:
         weights = weights * expert_scale[ids]
-    if counts is not None:
-        counts += torch.bincount(ids.flatten(), minlength=counts.shape[0])
-    _spent[0] += perf_counter() - start
-    return ids.int(), weights
+    return ids, weights
 
 
 def route_scores(logits: Tensor, scoring: Scoring = "softmax", cap: float | None = None) -> Tensor:
@@ -148,6 +196,11 @@ def _comparable(x: Tensor) -> Tensor:
     return x.nan_to_num(nan=float("inf"), posinf=float("inf"), neginf=LOWEST)
 
 
+def _banned(choice: Tensor, banned: Tensor | None) -> Tensor:
+    """-inf for those that are banned, and for no other."""
+    return choice if banned is None else choice.masked_fill(banned, float("-inf"))
+
+
 def _best(x: Tensor, k: int) -> Tensor:
     """Ids `[T, k]` of the largest, best first, among equals the lowest: torch.topk promises no order of equals, a
     stable sort does."""
@@ -156,6 +209,8 @@ def _best(x: Tensor, k: int) -> Tensor:
 
 def _mask_groups(choice: Tensor, num_groups: int, top: int, group_score: GroupScore, masked_score: float) -> Tensor:
     groups = choice.unflatten(1, (num_groups, -1))
-    best = groups.topk(min(2 if group_score == "top2" else 1, groups.shape[-1]), dim=-1).values.sum(-1)
+    tops = groups.topk(min(2 if group_score == "top2" else 1, groups.shape[-1]), dim=-1).values
+    others = tops[..., 1:].sum(-1)
+    best = tops[..., 0] + others.masked_fill(others.isneginf(), 0.0)  # a banned expert adds nothing
     kept = torch.zeros_like(best, dtype=torch.bool).scatter_(1, _best(_comparable(best), top), True)
     return groups.masked_fill(~kept[..., None], max(masked_score, LOWEST)).view_as(choice)

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from moesaic.core.batch import Batch
 from moesaic.core.errors import CheckpointError, ConfigError, nearest
 from moesaic.experts.fused import FusedMoE
+from moesaic.experts.routing import Router
 from moesaic.experts.stats import ExpertStats
+from moesaic.experts.steering import Steering
 from moesaic.layers.base import BuildContext, Layer
 from moesaic.layers.context import Construction, RouterNote, building, running
 from moesaic.layers.kv_cache import Cache, CacheSpec
@@ -51,6 +53,7 @@ class ClassModel(LanguageModel):
         self.construction = construction
         self._gather_rows = construction.ctx.kernel("gather_rows")
         self.expert_stats = _tapped(construction.routers, construction.ctx.device)
+        self.steering = _steering_of(construction.routers, construction.ctx.device)
         self.completed()
 
     @torch.inference_mode()
@@ -255,6 +258,21 @@ def _place(note: RouterNote) -> tuple[int, int]:
     """The decoder layer that a router lies in, by the first number in its prefix, and its number of experts."""
     found = re.search(r"(?:^|\.)(\d+)(?=\.|$)", note.prefix)
     return int(found[1]) if found else 0, note.num_experts
+
+
+def _steering_of(notes: Sequence[RouterNote], device: torch.device) -> Steering:
+    """Routers of ours, and experts that are given logits, follow what requests ask of their routes."""
+    steering = Steering(device)
+    routers = [note for note in notes if isinstance(note.layer, Router)]
+    for note in notes:
+        index, layer = _place(note)[0], note.layer
+        layer.table = steering.table(index, note.num_experts, note.top_k)
+        if isinstance(layer, Router):
+            if (type(layer).choose, type(layer).forward) != (Router.choose, Router.forward):
+                steering.fixed = f"{type(layer).__name__} chooses experts by its own code"
+        elif index not in {_place(router)[0] for router in routers}:
+            layer.steering = steering
+    return steering
 
 
 def _whole(hf_config: HFConfig, key: str) -> int:

@@ -11,6 +11,7 @@ from moesaic.core.batch import Batch
 from moesaic.experts.layer import MoE
 from moesaic.experts.normed import NormedMoE
 from moesaic.experts.stats import ExpertStats
+from moesaic.experts.steering import Steering
 from moesaic.layers.base import BuildContext, Layer, NamedViews
 from moesaic.layers.embedding import ParallelLMHead, VocabParallelEmbedding
 from moesaic.layers.kv_cache import Cache, CacheSpec
@@ -48,6 +49,7 @@ class Decoder(LanguageModel):
             for index, layer in enumerate(spec.layers)
         ]
         self.layers = nn.ModuleList(layers)
+        self.steering = _steering_of(layers, ctx.device)
         ends = list(accumulate(len(layer.cache_specs) for layer in layers))
         self._caches_of = [slice(end - len(la.cache_specs), end) for la, end in zip(layers, ends, strict=True)]
         self._num_own = ends[-1]
@@ -198,6 +200,16 @@ def _stats_of(spec: ModelSpec, device: torch.device) -> ExpertStats:
     attentions = [la for la in spec.layers if isinstance(la.attention, EXPERT_ATTENTION)]
     sizes += [la.attention.num_experts for la in attentions]  # type: ignore[union-attr]
     return ExpertStats(len(spec.layers), max(sizes, default=0), device, sum(la.moe is not None for la in attentions))
+
+
+def _steering_of(layers: Sequence[DecoderLayer], device: torch.device) -> Steering:
+    """Each layer of experts follows what requests ask of its routes; experts of attention have the model's alone."""
+    steering = Steering(device)
+    for index, layer in enumerate(layers):
+        for moe in (layer.mlp, layer.shortcut):
+            if isinstance(moe, MoE):
+                moe.router.table = steering.table(index, moe.spec.num_choices, moe.spec.router.top_k)
+    return steering
 
 
 def _of_stream(model: ModelSpec, norm: NormSpec, parts: int) -> NormSpec:

@@ -9,6 +9,7 @@ from torch.utils.hooks import RemovableHandle
 from moesaic.core.batch import Batch
 from moesaic.core.step import NewSequence
 from moesaic.experts.stats import ExpertStats
+from moesaic.experts.steering import Steering
 from moesaic.layers.base import Layer
 from moesaic.layers.expert_pools import ExpertPools
 from moesaic.layers.kv_cache import Cache, CacheSpec
@@ -26,12 +27,14 @@ class LanguageModel(Layer):
         replayable: its decode steps may be recorded.
         pools: of experts that keep keys and values; their caches stand behind all others.
         expert_stats: tokens routed to each expert of each layer since the start.
+        steering: what sequences ask of the routes.
         load_report: what loading saw of the weights; nothing where they are dummies.
     """
 
     spec: Any
     load_report: LoadReport = LoadReport()
     expert_stats: ExpertStats
+    steering: Steering
     pools: ExpertPools
     replayable = True
 

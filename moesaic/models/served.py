@@ -8,6 +8,7 @@ from torch import Tensor
 from moesaic.core.batch import Batch
 from moesaic.core.step import NewSequence
 from moesaic.experts.stats import ExpertStats
+from moesaic.experts.steering import Steering
 from moesaic.layers.kv_cache import CacheSpec
 
 
@@ -17,11 +18,13 @@ class ServedModel(Protocol):
     Attributes:
         replayable: its decode steps may be recorded: they call kernels alone.
         expert_stats: what its routers tell; without taps where it has none, or where they are asked out of our sight.
+        steering: what sequences ask of the routes to experts.
         hooked: somebody wants to look in between, so that a recording may not be replayed.
     """
 
     replayable: bool
     expert_stats: ExpertStats
+    steering: Steering
 
     @property
     def hooked(self) -> bool: ...

@@ -4,8 +4,9 @@ freed."""
 from collections.abc import Iterable
 
 from moesaic.core.request import Sequence
+from moesaic.core.routing import RoutesKey
 from moesaic.scheduler.block_pool import BlockPool
-from moesaic.scheduler.prefix_cache import PrefixCache, extend_hashes
+from moesaic.scheduler.prefix_cache import PrefixCache, extend_hashes, prefix_root
 from moesaic.scheduler.state_pool import StatePool
 
 
@@ -14,6 +15,7 @@ class KVManager:
 
     Attributes:
         states: the slots of recurrent state; None for models that have none.
+        routes: what of the server decides over routes, as keys of cached prefixes tell it.
         whole_prompts: a sequence's tokens are computed in one step when it starts, on nothing that others computed.
     """
 
@@ -30,6 +32,7 @@ class KVManager:
         self.whole_prompts = whole_prompts
         self._share = share_prompts and not whole_prompts
         self.states = states
+        self.routes = RoutesKey()
         self.cache = PrefixCache(enable_prefix_caching)
         self.pool = BlockPool(num_blocks, self.cache)
 
@@ -62,7 +65,8 @@ class KVManager:
         if parent is not None and parent.block_ids:
             shared = min((seq.prompt_len - 1) // self.block_size, parent.num_computed // self.block_size)
             return parent.block_ids[:shared]
-        if not self.cache.enabled or seq.request.params.prompt_logprobs is not None:
+        params = seq.request.params
+        if not self.cache.enabled or params.prompt_logprobs is not None or params.return_routed_experts:
             return []
         self._extend_hashes(seq, usable)
         return self.cache.match(seq.block_hashes[:usable])
@@ -130,7 +134,9 @@ class KVManager:
             self.states.settle(seq, computed=False)
 
     def _extend_hashes(self, seq: Sequence, num_blocks: int) -> None:
-        extend_hashes(seq.block_hashes, seq.token_ids, num_blocks, self.block_size, seq.request.cache_salt)
+        if len(seq.block_hashes) < num_blocks:
+            root = prefix_root(seq.request.cache_salt, self.routes.of(seq.request.routing))
+            extend_hashes(seq.block_hashes, seq.token_ids, num_blocks, self.block_size, root)
 
     def free(self, seq: Sequence) -> None:
         """Give back every block of a sequence; what it cached can still be found until it is overwritten."""

@@ -7,15 +7,14 @@ from hashlib import blake2b
 ROOT = b"moesaic-prefix-1"
 
 
-def extend_hashes(hashes: list[bytes], token_ids: list[int], num_blocks: int, block_size: int, salt: str) -> None:
-    """Append to `hashes` (in place) the keys that it lacks of the first `num_blocks` full blocks.
+def prefix_root(salt: str, routes: str = "") -> bytes:
+    """What chains of keys begin with: sequences share prefixes only among equal salts and equal routes."""
+    return blake2b(f"{len(salt)}:{salt}{routes}".encode(), key=ROOT, digest_size=16).digest()
 
-    Args:
-        salt: sequences share prefixes only among equal salts.
-    """
-    if len(hashes) >= num_blocks:
-        return
-    previous = hashes[-1] if hashes else blake2b(salt.encode(), key=ROOT, digest_size=16).digest()
+
+def extend_hashes(hashes: list[bytes], token_ids: list[int], num_blocks: int, block_size: int, root: bytes) -> None:
+    """Append to `hashes` (in place) the keys that it lacks of the first `num_blocks` full blocks, chained on `root`."""
+    previous = hashes[-1] if hashes else root
     for start in range(len(hashes) * block_size, num_blocks * block_size, block_size):
         tokens = array("q", token_ids[start : start + block_size])
         previous = blake2b(tokens.tobytes(), key=previous, digest_size=16).digest()

@@ -315,4 +315,5 @@ def _introduce(seq: Sequence) -> NewSequence:
         seed=(request.seed + seq.index) % 2**64,
         prompt_logprobs=request.params.prompt_logprobs if seq.index == 0 else None,
         state_slot=seq.state_slot,
+        routing=request.routing,
     )

@@ -1,7 +1,8 @@
 """Decode steps by replay: the model's calls of such a step are recorded once, and made again in one call.
 
 A step takes the plain way where a sequence has more than one token or draws none, where there are more sequences than
-the recording has room for, and where a hook on the model wants to look in between. Both ways give the same bits.
+the recording has room for, where one has more experts than the model gives it, and where a hook on the model wants to
+look in between. Both ways give the same bits.
 """
 
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ class RecordedStep:
 
     def logits(self, batch: Batch) -> Tensor | None:
         """`[T, vocab]` of a step that can be replayed, good until the next; None for any other."""
-        if self.program is None or not batch.replayable or self.model.hooked:
+        if self.program is None or not batch.replayable or self.model.hooked or self.model.steering.widened:
             return None
         self._stats.routes[:] = self._routes
         return self.program.run(batch.num_tokens)

@@ -44,13 +44,16 @@ class Runner:
         self.table.apply(plan)
         if plan.gone:
             self.model.forget(plan.gone)
+            self.model.steering.forget(plan.gone)
             if self.watch is not None:
                 self.watch.forget(plan.gone)
         if plan.new:
             self.model.meet(plan.new)
+            self.model.steering.meet(plan.new)
         if not plan.advance:
             return StepResult([], 0.0)
         batch = self.table.batch(plan.advance)
+        self.model.steering.begin(batch)
         if self.watch is not None:
             self.watch.begin(batch)
         start = perf_counter()

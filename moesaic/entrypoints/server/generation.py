@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, TypeVar
 from uuid import uuid4
 
 from fastapi import Request
+from msgspec import UNSET
 
 from moesaic.core.outputs import RequestOutput
+from moesaic.core.routing import RequestRouting
 from moesaic.core.sampling_params import SamplingParams
 from moesaic.entrypoints.server.errors import ApiError
 from moesaic.entrypoints.server.protocol import GenerationRequest
@@ -43,7 +45,11 @@ class Meter:
 
 @dataclass
 class Job:
-    """One HTTP request's work: its prompts, each of which gives params.n completions."""
+    """One HTTP request's work: its prompts, each of which gives params.n completions.
+
+    Attributes:
+        routing: what the request uses, once an output has come; the next reply tells it.
+    """
 
     engine: "AsyncEngine"
     id: str
@@ -53,6 +59,8 @@ class Job:
     cache_salt: str
     meter: Meter
     created: int = field(default_factory=lambda: int(time()))
+    routing: RequestRouting | None = None
+    _told_routing: bool = False
 
     @classmethod
     def of(
@@ -101,10 +109,13 @@ class Job:
             async for output in stream:
                 if output.error is not None:
                     raise ApiError(500, output.error)
+                self.routing = output.routing
                 yield output
 
     def reply(self, kind: str, choices: Sequence[object]) -> Reply:
-        """A response or chunk around `choices`."""
+        """A response or chunk around `choices`. The first one says what routing the request uses."""
+        tells = self.routing is not None and not self._told_routing
+        self._told_routing = self._told_routing or tells
         info = self.engine.info
         fingerprint = f"moesaic-{info.architecture}-{info.dtype}-{info.device}"
         return Reply(
@@ -114,6 +125,7 @@ class Job:
             model=info.names[0],
             system_fingerprint=fingerprint,
             choices=list(choices),
+            routing=self.routing if self.routing is not None and tells else UNSET,
         )
 
 

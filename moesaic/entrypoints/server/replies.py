@@ -1,7 +1,7 @@
 """What clients get back: OpenAI's responses and stream chunks, as structs that msgspec writes in microseconds.
 
 A field that is UNSET is absent from the JSON; one that is None is null there. `stop_reason`, `token_ids`,
-`prompt_token_ids` and `prompt_logprobs` are vLLM's additions.
+`prompt_token_ids` and `prompt_logprobs` are vLLM's additions; `routing` tells which tags and rules a request used.
 """
 
 from typing import Any
@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 from fastapi import Response
 from msgspec import UNSET, UnsetType
+
+from moesaic.core.routing import RequestRouting
 
 _encoder = msgspec.json.Encoder()
 encode = _encoder.encode
@@ -47,6 +49,7 @@ class Reply(msgspec.Struct, kw_only=True):
     usage: Usage | UnsetType | None = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+    routing: RequestRouting | UnsetType = UNSET
 
 
 # ---------------------------------------------------------------- completions

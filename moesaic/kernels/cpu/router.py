@@ -7,6 +7,7 @@ from torch import Tensor
 
 from moesaic.kernels.cpu.calls import Count, Kernel, pointer
 from moesaic.kernels.reference_router import GroupScore, Order, Scoring
+from moesaic.kernels.route_table import RouteTable
 
 SCORINGS = {"softmax": 0, "sigmoid": 1, "sqrt_softplus": 2, "identity": 3, "sparsemixer": 4}
 ORDERS = {"score_then_select": 0, "select_then_score": 1}
@@ -25,6 +26,7 @@ class RouteArguments(ctypes.Structure):
         ("ids", ctypes.c_void_p),
         ("weights", ctypes.c_void_p),
         ("counts", ctypes.c_void_p),
+        ("table", ctypes.c_void_p),
         ("num_experts", ctypes.c_int64),
         ("top_k", ctypes.c_int64),
         ("num_groups", ctypes.c_int64),
@@ -100,6 +102,7 @@ def route(
     counts: Tensor | None = None,
     choice: Tensor | None = None,
     jitter: float = 0.0,
+    table: RouteTable | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose the experts of each token and weigh them: logits `[T, E]` fp32 -> ids `[T, k]` int32 and weights `[T, k]`.
 
@@ -130,6 +133,7 @@ def route(
         pointer(ids, torch.int32),
         pointer(weights),
         pointer(counts, torch.int64),
+        None if table is None else table.address,
         num_experts,
         top_k,
         num_groups,

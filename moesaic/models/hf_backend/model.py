@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from moesaic.core.log import get_logger
+from moesaic.experts.steering import Steering
 from moesaic.models.hf_backend.experts import is_experts, take_over
 from moesaic.models.hf_backend.facts import ForeignSpec
 
 log = get_logger(__name__)
+FIXED = "transformers' own code computes this model and chooses its experts"
 
 
 class ForeignModel:
@@ -18,6 +20,7 @@ class ForeignModel:
 
     Attributes:
         expert_stats: tokens routed to each expert of each layer since the start, where transformers asks us for them.
+        steering: never: transformers chooses the experts.
         replayable: never, what torch computes is not recorded.
     """
 
@@ -34,6 +37,7 @@ class ForeignModel:
         self._given: Any = None
         self._outputs: type | None = None
         self.expert_stats, left = take_over(model, self.device, wanted)
+        self.steering = Steering(self.device, FIXED)
         self._mrope = _sections(model) is not None
         for line in left:
             log.info("experts by transformers' own code: %s", line)

@@ -1,0 +1,120 @@
+"""What live sequences ask of their routes, brought to where the routers' kernels find it.
+
+Routers choose for all tokens in one call. Each row of it has a number; what the number means in a layer is in the
+layer's `RouteTable`: 0 is the model's own way, the others are the rules of the sequences in the engine. So rows of
+other sequences keep their bits and their speed, and recorded steps are replayed as ever, for a recorded call reads the
+rows' numbers anew. A step in which some row wants more experts than the model's top_k is computed the plain way: what
+was recorded has no room for them.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from moesaic.core.batch import Batch
+from moesaic.core.errors import UnsupportedError
+from moesaic.core.routing import LayerShape, MoeShape, RequestRouting, fold
+from moesaic.core.step import NewSequence
+from moesaic.kernels.route_table import RouteTable, Rule, RuledRows
+
+
+class Steering:
+    """Rules of a model's routers, by sequence.
+
+    Args:
+        device: of the routers.
+        fixed: why their routes cannot be changed; "" where they can.
+
+    Attributes:
+        fixed: why routes cannot be changed; "" where they can.
+        routings: what each live sequence with tags or rules asked for.
+        widened: a row of this step goes to more experts than the model's tokens do.
+    """
+
+    def __init__(self, device: torch.device, fixed: str = "") -> None:
+        self.device = device
+        self.fixed = fixed
+        self.routings: dict[int, RequestRouting] = {}
+        self.widened = False
+        self._tables: list[tuple[int, RouteTable]] = []  # by decoder layer
+        self._rows = RuledRows()
+        self._numbers: dict[str, int] = {}  # key of a routing -> its number
+        self._users: dict[int, set[int]] = {}  # number -> sequences
+        self._number_of: dict[int, int] = {}  # sequence -> number
+        self._wide: set[int] = set()  # numbers that need more room than a recording has
+
+    def table(self, index: int, num_experts: int, top_k: int) -> RouteTable:
+        """The table of one more router, of decoder layer `index`."""
+        self._tables.append((index, RouteTable(self._rows, num_experts, top_k)))
+        return self._tables[-1][1]
+
+    @property
+    def shape(self) -> MoeShape | None:
+        """The layers that route; None for a model without any."""
+        layers = {LayerShape(index, table.num_experts, table.top_k) for index, table in self._tables}
+        return MoeShape(sorted(layers, key=lambda layer: layer.index), self.fixed) if layers else None
+
+    def meet(self, sequences: Iterable[NewSequence]) -> None:
+        """Sequences have come, or come back."""
+        for new in sequences:
+            if new.routing is None:
+                continue
+            self.routings[new.seq_id] = new.routing
+            if new.routing.rules:
+                number = self._number(new.routing)
+                self._users[number].add(new.seq_id)
+                self._number_of[new.seq_id] = number
+
+    def forget(self, seq_ids: Iterable[int]) -> None:
+        """Sequences have left."""
+        for seq_id in seq_ids:
+            routing = self.routings.pop(seq_id, None)
+            number = self._number_of.pop(seq_id, None)
+            if routing is None or number is None:
+                continue
+            self._users[number].discard(seq_id)
+            if not self._users[number]:
+                del self._users[number], self._numbers[routing.key]
+
+    def begin(self, batch: Batch) -> None:
+        """A step comes: number its rows."""
+        numbers = [self._number_of.get(seq_id, 0) for seq_id in batch.seq_ids] if self._number_of else []
+        if any(numbers):
+            self._rows.set(np.repeat(np.array(numbers, dtype=np.int32), batch.query_lens_host))
+        elif self._rows.rules is not None:
+            self._rows.set(None)
+        self.widened = not self._wide.isdisjoint(numbers)
+
+    def refuse(self, reason: str) -> None:
+        """Some layer's routes turn out not to be ours.
+
+        Raises:
+            UnsupportedError: a sequence of this step counts on it.
+        """
+        self.fixed = reason
+        if self._rows.rules is not None:
+            raise UnsupportedError(f"routing cannot be changed: {reason}")
+
+    def _number(self, routing: RequestRouting) -> int:
+        """The number of a routing's rules, in all layers."""
+        if routing.key not in self._numbers:
+            number = next(n for n in range(1, len(self._users) + 2) if n not in self._users)
+            self._numbers[routing.key], self._users[number] = number, set()
+            self._wide.discard(number)
+            for index, table in self._tables:
+                rule = self._rule(routing, LayerShape(index, table.num_experts, table.top_k))
+                table.set(number, rule)
+                if rule.top_k > table.top_k:
+                    self._wide.add(number)
+        return self._numbers[routing.key]
+
+    def _rule(self, routing: RequestRouting, layer: LayerShape) -> Rule:
+        folded = fold(routing.rules, layer)
+        banned = None
+        if folded.banned:
+            banned = torch.zeros(layer.num_experts, dtype=torch.bool, device=self.device)
+            banned[list(folded.banned)] = True
+        bias: Any = torch.tensor(folded.bias, dtype=torch.float32, device=self.device) if folded.bias else None
+        return Rule(folded.top_k, folded.temperature, bias, banned)
