@@ -17,6 +17,7 @@ from moesaic.core.batch import Batch
 from moesaic.core.errors import UnsupportedError
 from moesaic.core.routing import LayerShape, MoeShape, RequestRouting, fold
 from moesaic.core.step import NewSequence
+from moesaic.experts.stats import ExpertStats
 from moesaic.kernels.route_table import RouteTable, Rule, RuledRows
 
 
@@ -26,6 +27,7 @@ class Steering:
     Args:
         device: of the routers.
         fixed: why their routes cannot be changed; "" where they can.
+        stats: of routers that are not ours, and have no tables.
 
     Attributes:
         fixed: why routes cannot be changed; "" where they can.
@@ -33,9 +35,10 @@ class Steering:
         widened: a row of this step goes to more experts than the model's tokens do.
     """
 
-    def __init__(self, device: torch.device, fixed: str = "") -> None:
+    def __init__(self, device: torch.device, fixed: str = "", stats: ExpertStats | None = None) -> None:
         self.device = device
         self.fixed = fixed
+        self._stats = stats
         self.routings: dict[int, RequestRouting] = {}
         self.widened = False
         self._tables: list[tuple[int, RouteTable]] = []  # by decoder layer
@@ -54,6 +57,8 @@ class Steering:
     def shape(self) -> MoeShape | None:
         """The layers that route; None for a model without any."""
         layers = {LayerShape(index, table.num_experts, table.top_k) for index, table in self._tables}
+        if self._stats is not None:
+            layers |= {LayerShape(tap.layer, tap.num_experts, tap.top_k) for tap in self._stats.taps}
         return MoeShape(sorted(layers, key=lambda layer: layer.index), self.fixed) if layers else None
 
     def meet(self, sequences: Iterable[NewSequence]) -> None:

@@ -224,3 +224,14 @@ def test_what_cannot_be_is_refused_and_harms_nobody(tiny_model):
     assert dense.generate([1], steered(tags=["x"]), use_tqdm=False)[0].outputs[0].token_ids
     with pytest.raises(RequestError, match="this model has none"):
         dense.generate([1], steered(top_k=1), use_tqdm=False)
+
+
+@pytest.mark.parametrize("family", ["afmoe", "jamba"])
+def test_transformers_own_routes_stay(tiny_model, family):
+    """Of a model that is computed in one pass a step, and of one computed sequence after sequence."""
+    llm = engine(tiny_model(family), model_impl="transformers")
+    shape = llm.llm_engine.engine.info.moe
+    assert shape.layers and all(layer.num_experts >= layer.top_k >= 1 for layer in shape.layers)
+    with pytest.raises(RequestError, match="routing cannot be changed: transformers' own code"):
+        llm.generate([1, 2], steered(top_k=1), use_tqdm=False)
+    assert llm.generate([1, 2], steered(tags=["x"]), use_tqdm=False)[0].routing.tags == ["x"]

@@ -37,7 +37,7 @@ class ForeignModel:
         self._given: Any = None
         self._outputs: type | None = None
         self.expert_stats, left = take_over(model, self.device, wanted)
-        self.steering = Steering(self.device, FIXED)
+        self.steering = Steering(self.device, FIXED, self.expert_stats)
         self._mrope = _sections(model) is not None
         for line in left:
             log.info("experts by transformers' own code: %s", line)
