@@ -219,7 +219,7 @@ def _layer(format: WeightFormat, num_experts: int) -> tuple[PackedExperts, int]:
 def batching(llm: LLM, name: str, runs: int) -> Iterator[Figure]:
     """Generated tokens a second of many sequences at once, against the same ones after each other, in turns."""
     params = SamplingParams(temperature=0.0, max_tokens=32, ignore_eos=True)
-    vocabulary = llm.llm_engine.info.vocab_size
+    vocabulary = llm.llm_engine.engine.info.vocab_size
     rates: dict[int, list[float]] = {batch: [] for batch in BATCHES}
     for run in range(runs + 1):
         for batch, samples in rates.items():
@@ -242,7 +242,7 @@ CLAIMS = ("grouped", "utilization", "caches", "memory", "blocks", "batching")
 @click.command()
 @click.option("--claim", "claims", type=click.Choice(CLAIMS), multiple=True, default=CLAIMS, help="repeatable")
 @click.option("--model", default=EMBEDDED_MODEL, show_default=True, help="for batching")
-@click.option("--count", type=click.IntRange(min=2), default=60, show_default=True, help="texts of each domain")
+@click.option("--count", type=click.IntRange(min=11), default=60, show_default=True, help="texts of each domain")
 @click.option("--runs", type=click.IntRange(min=1), default=5, show_default=True, help="of what is timed")
 @click.option("--json-only", is_flag=True, help="print no table, only the JSON lines")
 def main(claims: tuple[str, ...], model: str, count: int, runs: int, json_only: bool) -> None:
