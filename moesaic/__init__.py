@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from moesaic.engine.async_engine import AsyncEngine
     from moesaic.engine.llm import LLM
     from moesaic.engine.llm_engine import LLMEngine
+    from moesaic.experts.function_types import RoutingDecision, RoutingInput
     from moesaic.models.registry import ModelRegistry
 
 _WHERE = {
@@ -25,6 +26,8 @@ _WHERE = {
     "RequestOutput": "moesaic.core.outputs",
     "CompletionOutput": "moesaic.core.outputs",
     "ModelRegistry": "moesaic.models.registry",
+    "RoutingDecision": "moesaic.experts.function_types",
+    "RoutingInput": "moesaic.experts.function_types",
 }
 __all__ = [
     "LLM",
@@ -34,6 +37,8 @@ __all__ = [
     "LLMEngine",
     "ModelRegistry",
     "RequestOutput",
+    "RoutingDecision",
+    "RoutingInput",
     "SamplingParams",
     "__version__",
 ]

@@ -19,6 +19,7 @@ class EngineInfo(msgspec.Struct, kw_only=True):
         num_state_slots: places for recurrent state, one a running sequence; 0 for models without any.
         most_prompt_tokens: where prompts are computed whole, in one step; None where they may be divided.
         moe: the layers of experts; None for a model without any.
+        routing_functions: names of those that the arguments gave, in order.
         description: one line for people (architecture, parameters, dtype, device).
     """
 
@@ -34,6 +35,7 @@ class EngineInfo(msgspec.Struct, kw_only=True):
     num_state_slots: int = 0
     most_prompt_tokens: int | None = None
     moe: MoeShape | None = None
+    routing_functions: list[str] = []
     dtype: str
     device: str
     seed: int
@@ -57,6 +59,7 @@ class EngineStats(msgspec.Struct, array_like=True):
     steps_total: int = 0
     step_seconds_total: float = 0.0
     forward_seconds_total: float = 0.0
+    routing_seconds_total: float = 0.0  # of this, choosing experts, from logits to ids and weights
 
 
 class Add(msgspec.Struct, tag=True):

@@ -134,20 +134,22 @@ class RoutesKey:
     """What of a server and a request decides over routes, and so what keys of cached prefixes must tell apart.
 
     Attributes:
-        server: of whatever changes the routes of all: routing functions, the server's top-k.
+        server: of whatever changes the routes of all: the server's top-k.
+        functions: identities of the routing functions, in order.
         reads_tags: a request's tags may change its routes, even where no rule says so.
     """
 
     server: str = ""
+    functions: str = ""
     reads_tags: bool = False
 
     def of(self, routing: RequestRouting | None) -> str:
         """The part of a request's keys; "" for the model's own routes."""
         own = routing.key if routing is not None else ""
         tags = sorted(routing.tags) if routing is not None and self.reads_tags else []
-        if not (self.server or own or tags):
+        if not (self.server or self.functions or own or tags):
             return ""
-        return msgspec.json.encode([self.server, own, tags]).decode()
+        return msgspec.json.encode([self.server, self.functions, own, tags]).decode()
 
 
 class LayerShape(msgspec.Struct, frozen=True):

@@ -4,7 +4,6 @@ a process boundary without pickle; in one process the objects themselves are han
 import msgspec
 
 from moesaic.core.request import LogprobRow
-from moesaic.core.routes import RoutedTokens
 from moesaic.core.routing import RequestRouting
 from moesaic.core.sampling_params import SamplingParams
 
@@ -16,6 +15,7 @@ class NewSequence(msgspec.Struct, array_like=True):
         prompt_logprobs: how many best tokens to report at each prompt position, or None.
         state_slot: where its recurrent state lies, -1 for models without any.
         routing: what its request asks of routes; None for nothing.
+        request_id: of its request.
     """
 
     seq_id: int
@@ -27,6 +27,7 @@ class NewSequence(msgspec.Struct, array_like=True):
     prompt_logprobs: int | None = None
     state_slot: int = -1
     routing: RequestRouting | None = None
+    request_id: str = ""
 
 
 class Advance(msgspec.Struct, array_like=True):
@@ -76,15 +77,16 @@ class Sampled(msgspec.Struct, array_like=True):
     logprobs: LogprobRow | None = None
     prompt_logprobs: list[LogprobRow] | None = None
     error: str | None = None
-    routes: RoutedTokens | None = None  # of all tokens of the sequence in this step
 
 
 class StepResult(msgspec.Struct):
-    """One entry for each sequence that sampled or has prompt log-probabilities or routes to report.
+    """One entry for each sequence that sampled or has prompt log-probabilities to report.
 
     Attributes:
         forward_seconds: time inside the model, for the engine's own overhead.
+        routing_seconds: of this, time that choosing experts took, from logits to ids and weights, in all layers.
     """
 
     sampled: list[Sampled]
     forward_seconds: float
+    routing_seconds: float = 0.0

@@ -48,6 +48,12 @@ class EngineArgs:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     device: str = arg("auto", "where the model runs; auto takes a GPU if there is one", choices=("auto", "cpu", "cuda"))
+    moe_routing_func: list[str] = arg(
+        [],
+        "function that changes how experts are chosen (docs/steer.md): module:function, the current folder counts, or "
+        "the name of an installed one; repeatable, each is given what the one before it made",
+        metavar="MODULE:FUNCTION",
+    )
     moe_backend: str = arg(
         "auto",
         "who computes: cpu for C++ kernels, reference for plain torch; auto takes the best that can, others must",

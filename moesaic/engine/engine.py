@@ -4,13 +4,15 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
-from moesaic.core.errors import RequestError, unknown_name
+from moesaic.core.errors import ConfigError, MoesaicError, RequestError, unknown_name
 from moesaic.core.log import get_logger
 from moesaic.core.messages import EngineInfo, EngineStats
 from moesaic.core.request import EngineRequest, SequenceUpdate
 from moesaic.core.step import Sampled, StepPlan, StepResult
 from moesaic.engine.args import EngineArgs
 from moesaic.engine.resolve import resolve
+from moesaic.experts.function_loading import load_function
+from moesaic.experts.functions import RoutingFunctions
 from moesaic.models.load import eos_token_ids, read_config
 from moesaic.models.spec import ModelSpec
 from moesaic.scheduler.scheduler import Scheduler
@@ -42,6 +44,7 @@ class Engine:
 
     def __init__(self, args: EngineArgs) -> None:
         start = perf_counter()
+        functions = {name: load_function(name) for name in args.moe_routing_func}
         resolved = resolve(args)
         config = resolved.config
         self.executor = LocalExecutor(config, resolved.explicit_len)
@@ -49,6 +52,8 @@ class Engine:
         self.scheduler = Scheduler(config.scheduler, config.cache, kv.num_blocks, kv.num_slots)
         model = self.executor.model
         self.answers: dict[str, Callable[..., Any]] = {}
+        for name, function in functions.items():
+            self.register_routing_function(function, name=name)
         self.info = EngineInfo(
             model_path=config.model.path,
             names=resolved.names,
@@ -62,6 +67,7 @@ class Engine:
             num_state_slots=kv.num_slots,
             most_prompt_tokens=config.scheduler.max_num_batched_tokens if config.scheduler.whole_prompts else None,
             moe=model.steering.shape,
+            routing_functions=list(functions),
             dtype=config.model.dtype,
             device=config.device,
             seed=args.seed,
@@ -84,6 +90,33 @@ class Engine:
         self.scheduler.abort(request_id, index)
         self._let_go()
 
+    def register_routing_function(self, function: Callable[..., Any], **options: Any) -> str:
+        """Let a function decide over routes, behind those that do (`experts.functions.RoutingFunctions.register`).
+
+        Raises:
+            ConfigError: it cannot be used, or requests are under way, whose routes must not change midway.
+        """
+        name = self._functions().register(function, **options)
+        self._tell_routes()
+        return name
+
+    def unregister_routing_function(self, name: str) -> None:
+        """Let it decide no more. Raises ConfigError as `register_routing_function`, and for an unknown name."""
+        self._functions().unregister(name)
+        self._tell_routes()
+
+    def _functions(self) -> RoutingFunctions:
+        if self.has_unfinished:
+            raise ConfigError(
+                "routing functions cannot change while requests are under way: finish or abort them first"
+            )
+        return self.executor.model.steering.functions
+
+    def _tell_routes(self) -> None:
+        """Prefixes computed under other functions are not found again."""
+        functions, routes = self.executor.model.steering.functions, self.scheduler.kv.routes
+        routes.functions, routes.reads_tags = functions.key, bool(functions)
+
     def ask(self, kind: str, **arguments: Any) -> Any:
         """What one of `answers` says, between two steps.
 
@@ -105,7 +138,7 @@ class Engine:
         result = self._execute(plan)
         updates = self.scheduler.update(plan, result)
         self._let_go()
-        self._count(perf_counter() - start, result.forward_seconds)
+        self._count(perf_counter() - start, result)
         return updates
 
     def _let_go(self) -> None:
@@ -121,14 +154,16 @@ class Engine:
             return self.executor.execute(plan)
         except Exception as error:
             logger.exception("a step of %d tokens failed", plan.num_tokens)
-            message = f"the engine failed on this batch: {type(error).__name__}: {error}"
+            kind = "" if isinstance(error, MoesaicError) else f"{type(error).__name__}: "
+            message = f"the engine failed on this batch: {kind}{error}"
             return StepResult([Sampled(item.seq_id, None, error=message) for item in plan.advance], 0.0)
 
-    def _count(self, step_seconds: float, forward_seconds: float) -> None:
+    def _count(self, step_seconds: float, result: StepResult) -> None:
         stats = self.scheduler.stats
         stats.steps_total += 1
         stats.step_seconds_total += step_seconds
-        stats.forward_seconds_total += forward_seconds
+        stats.forward_seconds_total += result.forward_seconds
+        stats.routing_seconds_total += result.routing_seconds
 
     @property
     def stats(self) -> EngineStats:

@@ -1,6 +1,6 @@
 """LLM: the offline face. Many prompts in, their outputs in the same order (vLLM's interface)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from os import PathLike
 from typing import Any
@@ -92,6 +92,14 @@ class LLM:
             # the template writes its own special tokens
             prompts.append({"prompt_token_ids": self.tokenizer.encode(text, add_special_tokens=False)})
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def register_moe_routing_func(self, function: Callable[..., Any], name: str | None = None, **options: Any) -> str:
+        """Let a function change how experts are chosen: `LLMEngine.register_moe_routing_func` says how."""
+        return self.llm_engine.register_moe_routing_func(function, name, **options)
+
+    def unregister_moe_routing_func(self, name: str) -> None:
+        """Let it decide no more."""
+        self.llm_engine.unregister_moe_routing_func(name)
 
     def load_routing_profile(self, profile: str | PathLike[str] | Mapping[str, Any]) -> str:
         """Take a routing profile: a file, which is read again when it changes, or what would stand in one.

@@ -1,7 +1,8 @@
 """LLMEngine: engine and front end in one process, driven by whoever calls `step` (vLLM's interface)."""
 
+from collections.abc import Callable
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 from moesaic.core.outputs import RequestOutput
 from moesaic.core.sampling_params import SamplingParams
@@ -52,6 +53,39 @@ class LLMEngine:
         except Exception:
             self.frontend.forget(request_id)
             raise
+
+    def register_moe_routing_func(
+        self,
+        function: Callable[..., Any],
+        name: str | None = None,
+        pure: bool | None = None,
+        version: str | None = None,
+        signature: Literal["simple", "full"] | None = None,
+    ) -> str:
+        """Let a function decide over routes, behind those registered before it.
+
+        Args:
+            function: `fn(scores, domain_tags) -> scores`, or `fn(moesaic.RoutingInput) -> moesaic.RoutingDecision`.
+            name: for errors and logs; its own by default.
+            pure: it makes of each token what it would make of it alone (its attribute `pure`, or True, by default);
+                one that does not gives up that results depend on no other request.
+            version: tells it from others of its name, in keys of cached prefixes; a hash of its source by default.
+            signature: where parameters do not tell.
+
+        Returns:
+            the name.
+
+        Raises:
+            ConfigError: it cannot be called, its name is taken, the model's routes cannot be changed, or requests are
+                under way.
+        """
+        return self.engine.register_routing_function(
+            function, name=name, pure=pure, version=version, signature=signature
+        )
+
+    def unregister_moe_routing_func(self, name: str) -> None:
+        """Let it decide no more; raises ConfigError for an unknown name, or while requests are under way."""
+        self.engine.unregister_routing_function(name)
 
     def abort_request(self, request_id: str) -> None:
         """Forget a request; its blocks are free at once. Unknown ids are ignored."""

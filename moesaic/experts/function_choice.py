@@ -14,15 +14,13 @@ With scores and k as they were, that is the model's own choice, but for rounding
 are left to the router, bit by bit (`changed_rows`).
 """
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from moesaic.experts.function_types import RoutingDecision, RoutingInput
-from moesaic.experts.routing import Routing
+from moesaic.experts.routing import Routing, RoutingKernels
 from moesaic.models.spec import RouterSpec
 
 UNSCORED = "its router does not score: it weighs by logits as they are, of either sign"
@@ -41,16 +39,8 @@ def changed_rows(given: RoutingInput, decision: RoutingDecision) -> Tensor:
     return changed.nonzero().flatten()
 
 
-class Kernels(NamedTuple):
-    """The operations of routing in one backend."""
-
-    route: Callable[..., Any]
-    route_scores: Callable[..., Tensor]
-    route_logits: Callable[..., Tensor]
-
-
 def choose_by_scores(
-    kernels: Kernels,
+    kernels: RoutingKernels,
     logits: Tensor,
     scores: Tensor,
     k: Tensor,
@@ -80,7 +70,7 @@ def choose_by_scores(
 
 
 def _choose(
-    kernels: Kernels,
+    kernels: RoutingKernels,
     logits: Tensor,
     scores: Tensor,
     spec: RouterSpec,

@@ -135,7 +135,7 @@ class RoutingFunctions:
 
     def __init__(self, shape: MoeShape | None, refused: str = "") -> None:
         self.shape = shape
-        self.refused = "this model has no experts" if shape is None or not shape.layers else shape.fixed or refused
+        self.refused = refused or ("this model has no experts" if shape is None or not shape.layers else shape.fixed)
         self._functions: list[RoutingFunction] = []
         self._registered = 0
 
@@ -154,7 +154,7 @@ class RoutingFunctions:
         self,
         function: Callable[..., Any],
         name: str | None = None,
-        pure: bool = True,
+        pure: bool | None = None,
         version: str | None = None,
         signature: Signature | None = None,
     ) -> str:
@@ -162,8 +162,9 @@ class RoutingFunctions:
 
         Args:
             name: for errors and logs; the function's own by default.
-            pure: it makes of each token what it would make of it alone.
-            version: what tells this function from others of its name; a hash of its source by default.
+            pure: it makes of each token what it would make of it alone; its attribute `pure` by default, or True.
+            version: what tells this function from others of its name; its attribute `version` by default, or a hash of
+                its source.
             signature: "simple" or "full", where its parameters do not tell.
 
         Returns:
@@ -179,6 +180,8 @@ class RoutingFunctions:
             raise ConfigError(f"the routing function {name!r} cannot be used: {self.refused}")
         if any(known.name == name for known in self._functions):
             raise ConfigError(f"a routing function {name!r} is registered already: unregister it, or give another name")
+        pure = bool(getattr(function, "pure", True)) if pure is None else pure
+        version = version or getattr(function, "version", None)
         made = RoutingFunction(name, function, signature or signature_of(function, name), pure, "")
         if made.signature not in ("simple", "full"):
             raise ConfigError(f"signature of the routing function {name!r} must be simple or full, got {signature!r}")

@@ -4,9 +4,10 @@ from typing import Any
 
 from torch import Tensor
 
+from moesaic.experts.custom import Stage
 from moesaic.experts.dispatch import LocalDispatch
 from moesaic.experts.layer import run_experts
-from moesaic.experts.routing import Routing, choose_experts, note_router
+from moesaic.experts.routing import Routing, RoutingKernels, choose_experts, note_router
 from moesaic.experts.stats import Tap
 from moesaic.experts.steering import Steering
 from moesaic.experts.store import ExpertPages
@@ -33,6 +34,7 @@ class FusedMoE(Layer):
     of_experts = True
     tap: Tap | None = None
     table: RouteTable | None = None
+    stage: Stage | None = None
     steering: Steering | None = None  # where no router of ours is in the layer
 
     def __init__(
@@ -63,7 +65,7 @@ class FusedMoE(Layer):
         self.experts = ExpertPages(ctx, self.spec, hidden_size)
         self.dispatcher = LocalDispatch()
         self._block_size = ctx.moe_block_size
-        self._fused_moe, self._route = ctx.kernel("fused_moe"), ctx.kernel("route")
+        self._fused_moe, self.kernels = ctx.kernel("fused_moe"), RoutingKernels.of(ctx)
         note_router(self, prefix, num_experts, top_k)
 
     def forward(self, hidden_states: Tensor, routing: Tensor | Routing) -> Tensor:
@@ -83,8 +85,9 @@ class FusedMoE(Layer):
 
     def _choose(self, logits: Tensor) -> Routing:
         tap = self.tap
+        counts = None if tap is None else tap.counts
         routing = choose_experts(
-            self._route, logits, self.spec.router, None, None if tap is None else tap.counts, table=self.table
+            self.kernels.route, logits, self.spec.router, None, counts, table=self.table, stage=self.stage
         )
         if tap is not None:
             tap.note(routing)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from torch import Tensor
 
@@ -12,6 +12,9 @@ from moesaic.layers.base import BuildContext, NamedViews
 from moesaic.layers.context import LinearMethod, RouterNote, context_of, current_construction
 from moesaic.layers.linear import ReplicatedLinear
 from moesaic.models.spec import RouterSpec
+
+if TYPE_CHECKING:
+    from moesaic.experts.custom import Stage
 
 
 @dataclass
@@ -27,6 +30,20 @@ class Routing:
     weights: Tensor
 
 
+class RoutingKernels(NamedTuple):
+    """The operations of routing in one backend (`kernels.reference_router` says what each does)."""
+
+    route: Callable[..., Any]
+    route_scores: Callable[..., Tensor]
+    route_logits: Callable[..., Tensor]
+    route_seconds: Callable[[], float]
+
+    @classmethod
+    def of(cls, ctx: BuildContext) -> Self:
+        """Those of the backend that a model's routers have."""
+        return cls(*(ctx.kernel(name) for name in cls._fields))
+
+
 class Router(ReplicatedLinear):
     """Scores every expert for every token, and chooses as a spec says.
 
@@ -37,11 +54,14 @@ class Router(ReplicatedLinear):
         correction: `[E]`, added to the scores for the choice alone, where the spec has one.
         expert_scale: `[E]`, multiplies the experts' weights, likewise.
         tap: its place in the model's statistics; those who call it may give another.
+        kernels: that choose.
         table: how rows are routed whose requests say so; None where none may (`experts.steering`).
+        stage: what may decide instead of the router (`experts.custom`), likewise.
     """
 
     tap: Tap | None = None
     table: RouteTable | None = None
+    stage: "Stage | None" = None
 
     def __init__(
         self,
@@ -62,7 +82,7 @@ class Router(ReplicatedLinear):
         self.spec = spec
         self.correction = ctx.parameter(num_experts) if spec.correction else None
         self.expert_scale = ctx.parameter(num_experts) if spec.expert_scale else None
-        self._route = ctx.kernel("route")
+        self.kernels = RoutingKernels.of(ctx)
 
     def forward(self, hidden: Tensor, spec: RouterSpec | None = None, tap: Tap | None = None) -> Routing:
         """The experts of each token `[T, H]`.
@@ -83,7 +103,9 @@ class Router(ReplicatedLinear):
 
     def choose(self, logits: Tensor, spec: RouterSpec, counts: Tensor | None = None) -> Routing:
         """The experts from their logits `[T, E]`."""
-        return choose_experts(self._route, logits, spec, self.correction, counts, self.expert_scale, self.table)
+        return choose_experts(
+            self.kernels.route, logits, spec, self.correction, counts, self.expert_scale, self.table, self.stage
+        )
 
     def named_views(self) -> NamedViews:
         yield from super().named_views()
@@ -126,6 +148,7 @@ def choose_experts(
     counts: Tensor | None,
     expert_scale: Tensor | None = None,
     table: RouteTable | None = None,
+    stage: "Stage | None" = None,
 ) -> Routing:
     """Where tokens go whose experts have these logits `[T, E]`."""
     chosen = route(
@@ -148,7 +171,10 @@ def choose_experts(
         counts=counts,
         table=table,
     )
-    return Routing(*chosen)
+    routing = Routing(*chosen)
+    if stage is not None and stage.active:
+        routing = stage(routing, logits, spec, correction, expert_scale, counts, table)
+    return routing
 
 
 def note_router(layer: Any, prefix: str, num_experts: int, top_k: int) -> None:

@@ -17,6 +17,8 @@ from moesaic.core.batch import Batch
 from moesaic.core.errors import UnsupportedError
 from moesaic.core.routing import LayerShape, MoeShape, RequestRouting, fold
 from moesaic.core.step import NewSequence
+from moesaic.experts.custom import CustomRouting
+from moesaic.experts.functions import RoutingFunctions
 from moesaic.experts.stats import ExpertStats
 from moesaic.kernels.route_table import RouteTable, Rule, RuledRows
 
@@ -33,6 +35,7 @@ class Steering:
         fixed: why routes cannot be changed; "" where they can.
         routings: what each live sequence with tags or rules asked for.
         widened: a row of this step goes to more experts than the model's tokens do.
+        custom: what decides beside the routers.
     """
 
     def __init__(self, device: torch.device, fixed: str = "", stats: ExpertStats | None = None) -> None:
@@ -41,6 +44,7 @@ class Steering:
         self._stats = stats
         self.routings: dict[int, RequestRouting] = {}
         self.widened = False
+        self.custom = CustomRouting()
         self._tables: list[tuple[int, RouteTable]] = []  # by decoder layer
         self._rows = RuledRows()
         self._numbers: dict[str, int] = {}  # key of a routing -> its number
@@ -61,9 +65,22 @@ class Steering:
             layers |= {LayerShape(tap.layer, tap.num_experts, tap.top_k) for tap in self._stats.taps}
         return MoeShape(sorted(layers, key=lambda layer: layer.index), self.fixed) if layers else None
 
+    @property
+    def functions(self) -> RoutingFunctions:
+        """The model's routing functions."""
+        if self.custom.functions is None:
+            self.custom.functions = RoutingFunctions(self.shape, self.fixed or self.custom.refused)
+        return self.custom.functions
+
+    @property
+    def plain(self) -> bool:
+        """Whether this step must be computed the plain way: a recording does less than it asks for."""
+        return self.widened or self.custom.tokens is not None
+
     def meet(self, sequences: Iterable[NewSequence]) -> None:
         """Sequences have come, or come back."""
         for new in sequences:
+            self.custom.meet(new)
             if new.routing is None:
                 continue
             self.routings[new.seq_id] = new.routing
@@ -74,6 +91,7 @@ class Steering:
 
     def forget(self, seq_ids: Iterable[int]) -> None:
         """Sequences have left."""
+        self.custom.forget(seq_ids)
         for seq_id in seq_ids:
             routing = self.routings.pop(seq_id, None)
             number = self._number_of.pop(seq_id, None)
@@ -91,6 +109,7 @@ class Steering:
         elif self._rows.rules is not None:
             self._rows.set(None)
         self.widened = not self._wide.isdisjoint(numbers)
+        self.custom.begin(batch)
 
     def refuse(self, reason: str) -> None:
         """Some layer's routes turn out not to be ours.
@@ -99,7 +118,7 @@ class Steering:
             UnsupportedError: a sequence of this step counts on it.
         """
         self.fixed = reason
-        if self._rows.rules is not None:
+        if self._rows.rules is not None or self.custom.tokens is not None:
             raise UnsupportedError(f"routing cannot be changed: {reason}")
 
     def _number(self, routing: RequestRouting) -> int:

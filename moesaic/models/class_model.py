@@ -267,6 +267,8 @@ def _steering_of(notes: Sequence[RouterNote], device: torch.device) -> Steering:
     for note in notes:
         index, layer = _place(note)[0], note.layer
         layer.table = steering.table(index, note.num_experts, note.top_k)
+        spec = layer.spec if isinstance(layer, Router) else layer.spec.router
+        layer.stage = steering.custom.stage(index, spec, layer.kernels)
         if isinstance(layer, Router):
             if (type(layer).choose, type(layer).forward) != (Router.choose, Router.forward):
                 steering.fixed = f"{type(layer).__name__} chooses experts by its own code"

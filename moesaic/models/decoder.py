@@ -209,6 +209,7 @@ def _steering_of(layers: Sequence[DecoderLayer], device: torch.device) -> Steeri
         for moe in (layer.mlp, layer.shortcut):
             if isinstance(moe, MoE):
                 moe.router.table = steering.table(index, moe.spec.num_choices, moe.spec.router.top_k)
+                moe.router.stage = steering.custom.stage(index, moe.spec.router, moe.router.kernels)
     return steering
 
 

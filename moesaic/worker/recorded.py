@@ -49,7 +49,7 @@ class RecordedStep:
 
     def logits(self, batch: Batch) -> Tensor | None:
         """`[T, vocab]` of a step that can be replayed, good until the next; None for any other."""
-        if self.program is None or not batch.replayable or self.model.hooked or self.model.steering.widened:
+        if self.program is None or not batch.replayable or self.model.hooked or self.model.steering.plain:
             return None
         self._stats.routes[:] = self._routes
         return self.program.run(batch.num_tokens)

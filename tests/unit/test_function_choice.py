@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from moesaic.experts.function_choice import Kernels, changed_rows, choose_by_scores, refused
+from moesaic.experts.function_choice import changed_rows, choose_by_scores, refused
 from moesaic.experts.function_types import RoutingDecision
-from moesaic.experts.routing import choose_experts
+from moesaic.experts.routing import RoutingKernels, choose_experts
 from moesaic.kernels import reference_router
 from moesaic.kernels.cpu import router as cpu
 from moesaic.kernels.reference_router import route, route_logits, route_scores
@@ -29,7 +29,7 @@ SPECS = {
     "sparsemixer": RouterSpec(top_k=2, scoring="sparsemixer", jitter=0.05),
     "scaled experts": RouterSpec(top_k=K, renormalize=True, expert_scale=True, floor=1e-6),
 }
-ORACLE = Kernels(route, route_scores, route_logits)
+ORACLE = RoutingKernels(route, route_scores, route_logits, reference_router.route_seconds)
 ALL = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 
 
@@ -117,7 +117,7 @@ def test_changed_scores_against_the_definition(spec):
 
 @ALL
 def test_a_token_chooses_alike_in_any_company(spec, isa):
-    kernels = Kernels(cpu.route, cpu.route_scores, cpu.route_logits)
+    kernels = RoutingKernels(cpu.route, cpu.route_scores, cpu.route_logits, cpu.route_seconds)
     logits, correction, scale = material(spec)
     whole = cpu.route_scores(logits, spec.scoring, spec.cap)
     scores = whole * 0.7

@@ -1,0 +1,205 @@
+"""Routes that are not the model's own: behind each router's kernel, functions of a user's decide for the rows whose
+scores they change, and the time that choosing takes is measured.
+
+The kernel chooses for all rows first, by the rules of their requests. Functions are given the scores that these rules
+leave; a row that they leave as it was keeps what the kernel chose, bit by bit. Such steps are computed the plain way.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from time import monotonic, perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moesaic.core.batch import Batch
+from moesaic.core.log import get_logger
+from moesaic.core.step import NewSequence
+from moesaic.experts.function_choice import changed_rows, choose_by_scores, refused
+from moesaic.experts.function_types import DomainTags, RequestIds, RoutingInput
+from moesaic.experts.functions import RoutingFunctions
+from moesaic.experts.routing import Routing, RoutingKernels
+from moesaic.kernels.route_table import RouteTable
+from moesaic.models.spec import RouterSpec
+
+logger = get_logger(__name__)
+
+SLOW_SHARE, SLOW_SECONDS = 0.1, 0.001  # of a step; in a layer
+WARN_SECONDS = 60.0
+
+
+@dataclass
+class StepTokens:
+    """The T tokens of a step, as functions see them."""
+
+    tags: DomainTags
+    positions: Tensor
+    request_ids: RequestIds
+
+
+class CustomRouting:
+    """What decides beside the routers of a model, and the tokens of the step.
+
+    Attributes:
+        functions: those registered; None until the model is complete.
+        tokens: of the step; None where nothing decides.
+        refused: why functions cannot work on some layer's scores; "" where they can.
+    """
+
+    def __init__(self) -> None:
+        self.functions: RoutingFunctions | None = None
+        self.tokens: StepTokens | None = None
+        self.refused = ""
+        self._stages: list[Stage] = []
+        self._tags: dict[int, list[str]] = {}  # by sequence
+        self._requests: dict[int, str] = {}
+        self._seconds = 0.0  # in functions, and in choosing by what they made
+        self._kernel_seconds = 0.0
+        self._warned = -WARN_SECONDS
+
+    def stage(self, layer: int, spec: RouterSpec, kernels: RoutingKernels) -> "Stage":
+        """The place behind one more router, of decoder layer `layer`."""
+        self.refused = self.refused or refused(spec)
+        self._stages.append(Stage(self, layer, kernels))
+        return self._stages[-1]
+
+    def meet(self, new: NewSequence) -> None:
+        """A sequence has come, or comes back."""
+        self._tags[new.seq_id] = new.routing.tags if new.routing is not None else []
+        self._requests[new.seq_id] = new.request_id
+
+    def forget(self, seq_ids: Iterable[int]) -> None:
+        """Sequences have left."""
+        for seq_id in seq_ids:
+            self._tags.pop(seq_id, None)
+            self._requests.pop(seq_id, None)
+
+    def begin(self, batch: Batch) -> None:
+        """A step comes."""
+        self._seconds, self._kernel_seconds = 0.0, self._in_kernels()
+        self.tokens = None
+        if self.functions:
+            device = batch.positions.device
+            sequence = torch.from_numpy(np.repeat(np.arange(len(batch.seq_ids)), batch.query_lens_host)).to(device)
+            self.tokens = StepTokens(
+                DomainTags([self._tags.get(seq_id, []) for seq_id in batch.seq_ids], sequence),
+                batch.positions,
+                RequestIds([[self._requests.get(seq_id, "")] for seq_id in batch.seq_ids], sequence),
+            )
+
+    def finish(self, step_seconds: float) -> float:
+        """The step is over: seconds that choosing experts took in it, over all layers. Warns of slow functions.
+
+        Args:
+            step_seconds: of the whole step.
+        """
+        self.tokens = None
+        for function in self.functions or ():
+            seconds, function.seconds = function.seconds, 0.0
+            slow = seconds > max(SLOW_SHARE * step_seconds, SLOW_SECONDS * len(self._stages))
+            if slow and monotonic() - self._warned >= WARN_SECONDS:
+                self._warned = monotonic()
+                logger.warning(
+                    "the routing function %r is slow: %.1f ms of a step of %.1f ms, in %d layers (said once a minute)",
+                    function.name,
+                    1e3 * seconds,
+                    1e3 * step_seconds,
+                    len(self._stages),
+                )
+        return self._seconds + self._in_kernels() - self._kernel_seconds
+
+    def spent(self, seconds: float, in_kernels: float) -> None:
+        """Behind a router so many seconds were spent, some of them in its kernel, whose time is known."""
+        self._seconds += seconds - in_kernels
+
+    def _in_kernels(self) -> float:
+        """Seconds that this thread has spent in kernels of routing, ever."""
+        return self._stages[0].kernels.route_seconds() if self._stages else 0.0
+
+
+class Stage:
+    """What comes behind one router's kernel."""
+
+    def __init__(self, custom: CustomRouting, layer: int, kernels: RoutingKernels) -> None:
+        self.custom = custom
+        self.layer = layer
+        self.kernels = kernels
+
+    @property
+    def active(self) -> bool:
+        """Whether something else than the router decides in this step."""
+        return self.custom.tokens is not None
+
+    def __call__(
+        self,
+        routing: Routing,
+        logits: Tensor,
+        spec: RouterSpec,
+        correction: Tensor | None,
+        expert_scale: Tensor | None,
+        counts: Tensor | None,
+        table: RouteTable | None,
+    ) -> Routing:
+        """What is decided instead of `routing`, by the router's logits `[T, E]`; `counts` `[E]` are put right.
+
+        Raises:
+            RoutingFunctionError: a function raised, or gave what cannot be chosen by.
+        """
+        start, before = perf_counter(), self.kernels.route_seconds()
+        given = self._given(logits.float().contiguous(), spec, table)
+        assert self.custom.functions is not None
+        decision = self.custom.functions(given)
+        rows = changed_rows(given, decision)
+        if len(rows):
+            assert decision.scores is not None and isinstance(decision.k, Tensor)
+            chosen = choose_by_scores(
+                self.kernels,
+                given.logits[rows],
+                decision.scores[rows].contiguous(),
+                decision.k[rows],
+                spec,
+                correction,
+                expert_scale,
+            )
+            routing = _replaced(routing, rows, chosen, counts)
+        self.custom.spent(perf_counter() - start, self.kernels.route_seconds() - before)
+        return routing
+
+    def _given(self, logits: Tensor, spec: RouterSpec, table: RouteTable | None) -> RoutingInput:
+        """What functions are given: logits and k as the rows' rules make them."""
+        tokens = self.custom.tokens
+        assert tokens is not None
+        k = torch.full((len(logits),), spec.top_k, device=logits.device)
+        if table is not None and table.active:
+            logits = logits.clone()
+            for number in table.rows.used:
+                rows, rule = table.rows.rows_of(number, logits.device), table.rules[number]
+                k[rows] = rule.top_k
+                if number:
+                    ruled = rule.logits(logits[rows])
+                    logits[rows] = ruled if rule.banned is None else ruled.masked_fill(rule.banned, float("-inf"))
+        scores = self.kernels.route_scores(logits, scoring=spec.scoring, cap=spec.cap)
+        return RoutingInput(self.layer, logits, scores, tokens.tags, tokens.positions, tokens.request_ids, k)
+
+
+def _replaced(routing: Routing, rows: Tensor, chosen: Routing, counts: Tensor | None) -> Routing:
+    """The routes with other ones in some rows; wider where these have more experts."""
+    if counts is not None:
+        _count(counts, routing.ids[rows], -1)
+        _count(counts, chosen.ids, 1)
+    width = max(routing.ids.shape[1], chosen.ids.shape[1])
+    ids, weights = _widened(routing.ids, width, -1), _widened(routing.weights, width, 0)
+    ids[rows], weights[rows] = _widened(chosen.ids, width, -1), _widened(chosen.weights, width, 0)
+    return Routing(ids, weights)
+
+
+def _widened(x: Tensor, width: int, fill: int) -> Tensor:
+    """`[T, k]` -> a new tensor `[T, width]`."""
+    out = x.new_full((len(x), width), fill)
+    out[:, : x.shape[1]] = x
+    return out
+
+
+def _count(counts: Tensor, ids: Tensor, times: int) -> None:
+    counts += times * torch.bincount(ids[ids >= 0], minlength=len(counts))
