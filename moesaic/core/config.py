@@ -33,6 +33,7 @@ class ModelConfig:
         trust_remote_code: the checkpoint's own code may run.
         arch: file with the architecture; None for the one that the checkpoint names.
         allow_nonfinite: weights that are NaN or infinite load.
+        moe_top_k: experts a token goes to, instead of the model's own; None for those.
         verify_weights: every file must be what the checkpoint's manifest says.
     """
 
@@ -54,6 +55,7 @@ class ModelConfig:
     arch: str | None = None
     allow_nonfinite: bool = False
     verify_weights: bool = False
+    moe_top_k: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

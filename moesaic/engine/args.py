@@ -99,6 +99,11 @@ class EngineArgs:
     moe_block_size: int | None = arg(
         None, "rows of an expert in a block, a power of 2 up to 1024; else MOESAIC_MOE_BLOCK_SIZE, else as kernels like"
     )
+    moe_top_k: int | None = arg(
+        None,
+        "experts a token goes to in every layer, instead of the model's own; a request's own top_k wins",
+        metavar="K",
+    )
     enforce_eager: bool = arg(False, "record no decode step to replay it; the results are the same, slower")
     diagnose: bool = arg(
         False,

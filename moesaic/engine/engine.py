@@ -51,6 +51,8 @@ class Engine:
         kv = self.executor.kv
         self.scheduler = Scheduler(config.scheduler, config.cache, kv.num_blocks, kv.num_slots)
         model = self.executor.model
+        if config.model.moe_top_k is not None:
+            self.scheduler.kv.routes.server = f"top_k {config.model.moe_top_k}"
         self.answers: dict[str, Callable[..., Any]] = {}
         for name, function in functions.items():
             self.register_routing_function(function, name=name)

@@ -55,7 +55,7 @@ def check_args(args: EngineArgs) -> None:
             raise ConfigError(f"{f.name} must be one of {', '.join(choices)}, got {getattr(args, f.name)!r}")
     for name in ("max_num_seqs", "max_num_batched_tokens", "block_size", "tensor_parallel_size"):
         _at_least_one(name, getattr(args, name))
-    for name in ("max_model_len", "threads"):
+    for name in ("max_model_len", "threads", "moe_top_k"):
         if getattr(args, name) is not None:
             _at_least_one(name, getattr(args, name))
     if args.tensor_parallel_size > 1:
@@ -130,6 +130,11 @@ def resolve(args: EngineArgs) -> Resolved:
     path = find_model(args.model, args.revision, args.download_dir)
     raw = read_config(path)
     architecture, spec = describe_model(path, args.model_impl, args.trust_remote_code, args.arch)
+    if args.moe_top_k is not None and isinstance(spec, ForeignSpec):
+        raise UnsupportedError(
+            f"moe_top_k is {args.moe_top_k}, but transformers' own code chooses the experts of {architecture}: "
+            "leave it out"
+        )
     device = _device(args.device)
     # What transformers computes, torch computes: only its experts are the kernels'.
     who = "reference" if isinstance(spec, ForeignSpec) else args.moe_backend
@@ -168,6 +173,7 @@ def resolve(args: EngineArgs) -> Resolved:
             arch=os.path.abspath(args.arch) if args.arch is not None else None,
             allow_nonfinite=args.diagnose,
             verify_weights=args.verify_weights,
+            moe_top_k=args.moe_top_k,
         ),
         cache=CacheConfig(
             block_size=args.block_size,

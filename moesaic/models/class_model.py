@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -138,8 +139,13 @@ def build_class_model(
     *,
     max_model_len: int,
     block_size: int,
+    top_k: int | None = None,
 ) -> ClassModel:
-    """The model, unfilled."""
+    """The model, unfilled.
+
+    Args:
+        top_k: experts a token goes to, instead of the class's own. Raises ConfigError where that cannot be.
+    """
     section = ModelSection(hf_config=HFConfig(config, "config.json"), dtype=ctx.dtype, max_model_len=max_model_len)
     whole = ClassConfig(
         model_config=section,
@@ -147,6 +153,8 @@ def build_class_model(
         quant_config=plan if plan.quantised else None,
     )
     model, construction = _construct(cls, whole, Construction(ctx, quantised=plan.quantised))
+    if top_k is not None:
+        construction.routers = _with_top_k(construction.routers, top_k)
     return ClassModel(model, spec, construction)
 
 
@@ -258,6 +266,21 @@ def _place(note: RouterNote) -> tuple[int, int]:
     """The decoder layer that a router lies in, by the first number in its prefix, and its number of experts."""
     found = re.search(r"(?:^|\.)(\d+)(?=\.|$)", note.prefix)
     return int(found[1]) if found else 0, note.num_experts
+
+
+def _with_top_k(notes: Sequence[RouterNote], top_k: int) -> list[RouterNote]:
+    """Routers of which each chooses so many experts. Raises ConfigError."""
+    if not notes:
+        raise ConfigError(f"moe_top_k is {top_k}, but this model has no experts: leave it out")
+    for note in notes:
+        if top_k > note.num_experts:
+            raise ConfigError(f"moe_top_k is {top_k}, but {note.prefix or 'a router'} has {note.num_experts} experts")
+        layer = note.layer
+        if isinstance(layer, Router):
+            layer.spec = replace(layer.spec, top_k=top_k)
+        else:
+            layer.spec = replace(layer.spec, router=replace(layer.spec.router, top_k=top_k))
+    return [replace(note, top_k=top_k) for note in notes]
 
 
 def _steering_of(notes: Sequence[RouterNote], device: torch.device) -> Steering:

@@ -142,6 +142,8 @@ def open_native(config: ModelConfig, device: str, block_size: int, kv_dtype: str
     from moesaic.weights.sources import open_source
 
     architecture, spec = read_spec(config.path, config.arch)
+    if config.moe_top_k is not None and isinstance(spec, ModelSpec):
+        spec = spec.with_top_k(config.moe_top_k)
     plan = QuantizationPlan.read(
         config.dtype, config.quantization, config.quantization_group_size, config.quantization_config
     )
@@ -272,6 +274,7 @@ def _load_class(
         plan,
         max_model_len=config.max_model_len,
         block_size=block_size,
+        top_k=config.moe_top_k,
     )
     check_plan(plan, planned_parameters(model))
     if source is None:

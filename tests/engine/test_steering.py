@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from moesaic import LLM, SamplingParams
-from moesaic.core.errors import RequestError
+from moesaic.core.errors import ConfigError, RequestError
 from moesaic.experts import routing as routing_module
 
 PLAIN = SamplingParams(temperature=0, max_tokens=10, ignore_eos=True, logprobs=3)
@@ -235,3 +235,29 @@ def test_transformers_own_routes_stay(tiny_model, family):
     with pytest.raises(RequestError, match="routing cannot be changed: transformers' own code"):
         llm.generate([1, 2], steered(top_k=1), use_tqdm=False)
     assert llm.generate([1, 2], steered(tags=["x"]), use_tqdm=False)[0].routing.tags == ["x"]
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "longcat_flash"])
+def test_top_k_of_the_server(tiny_model, family, cpu_library):
+    plain = engine(tiny_model(family), moe_backend="cpu")
+    own = plain.llm_engine.engine.info.moe.layers[0].top_k
+    for top_k in (1, own + 1):
+        llm = engine(tiny_model(family), moe_backend="cpu", moe_top_k=top_k)
+        assert {layer.top_k for layer in llm.llm_engine.engine.info.moe.layers} == {top_k}
+        assert alone(llm, prompt(1, 20), PLAIN) == alone(plain, prompt(1, 20), steered(top_k=top_k))
+        assert alone(llm, prompt(1, 20), steered(top_k=own)) == alone(plain, prompt(1, 20), PLAIN)
+        assert llm.llm_engine.engine.scheduler.kv.routes.of(None)
+
+
+@pytest.mark.parametrize(
+    ("family", "kwargs", "words"),
+    [
+        ("qwen3_moe", {"moe_top_k": 9}, "moe_top_k is 9, but layer 0 has 8 experts"),
+        ("qwen3_moe", {"moe_top_k": 0}, "moe_top_k must be a whole number of at least 1"),
+        ("llama", {"moe_top_k": 1}, "has no experts"),
+        ("afmoe", {"moe_top_k": 1, "model_impl": "transformers"}, "transformers' own code chooses"),
+    ],
+)
+def test_a_top_k_of_the_server_that_cannot_be(tiny_model, family, kwargs, words):
+    with pytest.raises(ConfigError, match=words):
+        engine(tiny_model(family), **kwargs)

@@ -63,3 +63,18 @@ def test_greedy_tokens(checkpoint, reference, eager):
     for prompt, output in zip(prompts, outputs, strict=True):
         expected = reference.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0, len(prompt) :]
         assert output.outputs[0].token_ids == expected.tolist()
+
+
+def test_requests_steer_the_experts(checkpoint, reference, tmp_path_factory):
+    """As they steer the same model of ours, one by one and by the server's top_k."""
+    ours = tmp_path_factory.mktemp("ours")
+    reference.save_pretrained(ours)
+    wanted = [{"top_k": 1}, {"top_k": 6, "layers": [1]}, {"ban": [0, 1, 2], "bias": {5: 1.0}}, {}]
+    params = [SamplingParams(max_tokens=8, temperature=0, ignore_eos=True, routing=options) for options in wanted]
+    tokens = []
+    for path, kwargs in ((ours, {}), (checkpoint, {}), (checkpoint, {"moe_top_k": 1})):
+        llm = LLM(str(path), skip_tokenizer_init=True, threads=1, moe_backend="cpu", **kwargs)
+        outputs = llm.generate([[5, 6, 7]] * 4, params, use_tqdm=False)
+        tokens.append([output.outputs[0].token_ids for output in outputs])
+    assert tokens[0] == tokens[1]
+    assert tokens[0][0] == tokens[2][0] == tokens[2][3] != tokens[0][3]

@@ -1,6 +1,6 @@
 """A model: its norms, its layers, and what stands around them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from moesaic.core.errors import ConfigError
@@ -166,6 +166,12 @@ class ModelSpec:
         """A sequence may begin on what another one computed: all that is kept is in blocks of the scheduler's."""
         return not any(isinstance(layer.attention, ExpertPagedAttentionSpec) for layer in self.layers)
 
+    def with_top_k(self, top_k: int) -> "ModelSpec":
+        """The same model, whose tokens go to `top_k` experts in each layer of them. Raises ConfigError."""
+        if not any(layer.moe for layer in self.layers):
+            raise ConfigError(f"moe_top_k is {top_k}, but this model has no experts: leave it out")
+        return replace(self, layers=tuple(_with_top_k(i, layer, top_k) for i, layer in enumerate(self.layers)))
+
     def _shared_parameters(self) -> int:
         """Embeddings, norms and scalars of layers."""
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
@@ -173,6 +179,16 @@ class ModelSpec:
         embeddings += self.max_position_embeddings * self.hidden_size * self.learned_positions
         norms = self.norm.num_parameters(self.hidden_size) * (1 + sum(layer.num_norms for layer in self.layers))
         return embeddings + norms + sum(layer.scalar for layer in self.layers)
+
+
+def _with_top_k(index: int, layer: LayerSpec, top_k: int) -> LayerSpec:
+    moe = layer.moe
+    if moe is None:
+        return layer
+    if top_k > moe.num_choices:
+        raise ConfigError(f"moe_top_k is {top_k}, but layer {index} has {moe.num_choices} experts")
+    changed = replace(moe, router=replace(moe.router, top_k=top_k))
+    return replace(layer, ffn=changed) if moe is layer.ffn else replace(layer, shortcut=changed)
 
 
 def _active(part: MixerSpec | DenseSpec | MoESpec, hidden_size: int) -> int:
