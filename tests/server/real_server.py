@@ -22,7 +22,14 @@ class RealServer:
         url: where it listens, once ready.
     """
 
-    def __init__(self, *args: str, env: dict[str, str] | None = None, wait: bool = True, module: str = "") -> None:
+    def __init__(
+        self,
+        *args: str,
+        env: dict[str, str] | None = None,
+        wait: bool = True,
+        module: str = "",
+        cwd: str | Path | None = None,
+    ) -> None:
         command = ["-m", module] if module else ["-m", "moesaic", "serve"]
         address = () if {"--port", "--uds"} & set(args) else ("--port", "0")
         environment = {k: v for k, v in os.environ.items() if k != "MOESAIC_API_KEY"} | (env or {})
@@ -32,6 +39,7 @@ class RealServer:
             stderr=subprocess.PIPE,
             text=True,
             env=environment,
+            cwd=cwd,
         )
         self.out: list[str] = []
         self.err: list[str] = []
