@@ -16,11 +16,11 @@ from moesaic.core.errors import CheckpointError, MoesaicError
 from moesaic.core.files import parse_json, read_file
 from moesaic.core.formats import WeightFormat
 from moesaic.engine.resolve import find_model
-from moesaic.models.config_reader import read_config
+from moesaic.models.config_reader import config_with_gguf, read_config
 from moesaic.weights.codecs import decoded
 from moesaic.weights.codecs.codes import is_coded
 from moesaic.weights.containers import torch_file
-from moesaic.weights.containers.gguf import gguf_shards
+from moesaic.weights.containers.gguf import GgufSource, gguf_shards, survey_gguf
 from moesaic.weights.containers.safetensors import survey_header
 from moesaic.weights.layouts.directories import tensor_name
 from moesaic.weights.layouts.files import holds_weights
@@ -135,9 +135,12 @@ def survey(path: str) -> Survey:
         if os.path.exists(path):
             raise CheckpointError(f"{path!r} is a file, not a folder")
         path = find_model(path)
+    damage: list[Problem] = []
+    kind, source = _open(path, damage)
     problems: list[Problem] = []
-    config = _config(path, problems)
-    kind, source = _open(path, problems)
+    config = _config(path, source if damage else None, problems)
+    told = {problem.what for problem in damage}  # what a GGUF file cannot say for itself is one problem, not two
+    problems = [*(problem for problem in problems if problem.what not in told), *damage]
     quantization = config.get("quantization_config") if config is not None else None
     method = str(quantization.get("quant_method", "unknown")) if isinstance(quantization, Mapping) else ""
     weights, formats = source.tensors, {}
@@ -164,8 +167,11 @@ def _formats(source: Source) -> dict[str, WeightFormat]:
     return {name: format for name, format in found.items() if format is not None}
 
 
-def _config(path: str, problems: list[Problem]) -> dict[str, Any] | None:
+def _config(path: str, damaged: Source | None, problems: list[Problem]) -> dict[str, Any] | None:
+    """The config; of a damaged GGUF checkpoint, as far as its metadata can be read."""
     try:
+        if isinstance(damaged, GgufSource) and damaged.metadata:
+            return config_with_gguf(path, lambda: damaged)
         return read_config(path)
     except MoesaicError as e:
         problems.append(Problem("config.json", str(e)))
@@ -178,6 +184,8 @@ def _open(path: str, problems: list[Problem]) -> tuple[str, Source]:
         try:
             source = opener(path)
         except MoesaicError as e:
+            if kind == "gguf":
+                return kind, _survey_gguf(path, str(e), problems)
             before = len(problems)
             found = _survey_files(path, problems)
             if len(problems) == before:  # else each file has said it better
@@ -188,6 +196,19 @@ def _open(path: str, problems: list[Problem]) -> tuple[str, Source]:
     found = _survey_files(path, problems)
     problems.append(Problem("", _foreign(path)))
     return "", Headers(found)
+
+
+def _survey_gguf(path: str, why: str, problems: list[Problem]) -> GgufSource:
+    """What the headers of a damaged GGUF checkpoint tell, and a problem for each file that is damaged, beside `why` the
+    whole is not opened."""
+    found, wrong = survey_gguf(path)
+    if why not in wrong.values():
+        problems.append(Problem("", why))
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    for file, what in wrong.items():
+        held = {name: info for name, info in found.tensors.items() if info.file == file}
+        problems.append(Problem(os.path.relpath(file, folder), what + _beyond(held, os.path.getsize(file))))
+    return found
 
 
 def _survey_files(path: str, problems: list[Problem]) -> dict[str, TensorInfo]:

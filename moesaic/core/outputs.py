@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from moesaic.core.routes import RoutedExperts
 from moesaic.core.routing import RequestRouting
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -32,6 +33,7 @@ class CompletionOutput:
 
     Attributes:
         stop_reason: the stop string or stop token id that ended it; None for EOS and the rest.
+        routed_experts: where the prompt's tokens and the generated ones went, but for the last; None unless asked for.
     """
 
     index: int
@@ -41,6 +43,7 @@ class CompletionOutput:
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    routed_experts: RoutedExperts | None = None
 
     @property
     def finished(self) -> bool:

@@ -6,6 +6,7 @@ from enum import Enum, auto
 import msgspec
 
 from moesaic.core.outputs import FinishReason
+from moesaic.core.routes import RoutedTokens
 from moesaic.core.routing import RequestRouting
 from moesaic.core.sampling_params import SamplingParams
 
@@ -59,6 +60,7 @@ class Sequence:
         state_slot: where its recurrent state lies; -1 for none.
         num_cached: prompt tokens that the prefix cache gave at first admission.
         prompt_rows_done: rows of prompt log-probabilities already reported (a preempted one computes them again).
+        routes_done: tokens whose routes were already reported, likewise.
         parent: the sequence of the same request whose prompt blocks this one will share.
     """
 
@@ -74,6 +76,7 @@ class Sequence:
     state_slot: int = -1
     num_cached: int | None = None
     prompt_rows_done: int = 0
+    routes_done: int = 0
     parent: "Sequence | None" = None
     status: SequenceStatus = SequenceStatus.WAITING
     num_preemptions: int = 0
@@ -109,6 +112,8 @@ class SequenceUpdate(msgspec.Struct, array_like=True):
         prompt_logprobs: rows of prompt positions 1.. that this step computed, in order, when asked for.
         num_cached: prompt tokens from the prefix cache.
         error: set when finish_reason is "error".
+        routes: of the tokens that this step computed for the first time, when asked for; the new token is not among
+            them yet.
     """
 
     request_id: str
@@ -120,3 +125,4 @@ class SequenceUpdate(msgspec.Struct, array_like=True):
     prompt_logprobs: list[LogprobRow] | None = None
     num_cached: int = 0
     error: str | None = None
+    routes: RoutedTokens | None = None

@@ -4,6 +4,7 @@ a process boundary without pickle; in one process the objects themselves are han
 import msgspec
 
 from moesaic.core.request import LogprobRow
+from moesaic.core.routes import RoutedTokens
 from moesaic.core.routing import RequestRouting
 from moesaic.core.sampling_params import SamplingParams
 
@@ -77,10 +78,11 @@ class Sampled(msgspec.Struct, array_like=True):
     logprobs: LogprobRow | None = None
     prompt_logprobs: list[LogprobRow] | None = None
     error: str | None = None
+    routes: RoutedTokens | None = None  # of all tokens of the sequence in this step
 
 
 class StepResult(msgspec.Struct):
-    """One entry for each sequence that sampled or has prompt log-probabilities to report.
+    """One entry for each sequence that sampled or has prompt log-probabilities or routes to report.
 
     Attributes:
         forward_seconds: time inside the model, for the engine's own overhead.

@@ -13,6 +13,7 @@ from moesaic.core.errors import RequestError, unknown_name
 from moesaic.core.messages import EngineInfo
 from moesaic.core.outputs import CompletionOutput, Logprob, RequestOutput, TokenLogprobs
 from moesaic.core.request import EngineRequest, LogprobRow, SequenceUpdate
+from moesaic.core.routes import RoutedExperts, RoutedTokens
 from moesaic.core.sampling_params import SamplingParams
 from moesaic.engine.detokenizer import Detokenizer
 from moesaic.engine.routing_profiles import RoutingProfiles
@@ -31,6 +32,7 @@ class _Completion:
     detokenizer: Detokenizer | None
     sent_text: int = 0
     sent_tokens: int = 0
+    sent_routes: int = 0  # pieces of them
 
 
 @dataclass(eq=False)
@@ -89,6 +91,11 @@ class Frontend:
         self._check_tokens(token_ids)
         max_tokens = self._max_tokens(len(token_ids), params)
         self._check_vocabulary(params)
+        if params.return_routed_experts and self.info.moe is None:
+            raise RequestError(
+                "return_routed_experts: this model has no experts that tokens are routed to: leave it out",
+                "return_routed_experts",
+            )
         if not isinstance(priority, int) or not -(2**31) <= priority < 2**31:
             raise RequestError(f"priority must be a whole number of 32 bits, got {priority!r}", "priority")
         eos = [] if params.ignore_eos else self.info.eos_token_ids
@@ -185,6 +192,8 @@ class Frontend:
             output = CompletionOutput(index)
             if params.logprobs is not None:
                 output.logprobs, output.cumulative_logprob = [], 0.0
+            if params.return_routed_experts:
+                output.routed_experts = RoutedExperts()
             detokenizer = None
             if self.tokenizer is not None and params.detokenize:
                 detokenizer = Detokenizer(
@@ -223,7 +232,8 @@ class Frontend:
                 continue  # aborted, or ended at a stop string, while this step ran
             if self._apply(live, update):
                 stopped.append((update.request_id, update.index))
-            changed[update.request_id] = live
+            if update.new_token_ids or live.completions[update.index].output.finished:  # else it waits for a token
+                changed[update.request_id] = live
         outputs = [self._output(live) for live in changed.values()]
         for output in outputs:
             if output.finished:
@@ -241,6 +251,8 @@ class Frontend:
         if update.prompt_logprobs and live.prompt_logprobs is not None:
             live.prompt_logprobs += [self._logprobs(row) for row in update.prompt_logprobs]
         self._append(output, update)
+        if update.routes is not None:
+            _append_routes(live.completions, output, update.routes)
         output.finish_reason, output.stop_reason = update.finish_reason, update.stop_reason
         return self._append_text(live, completion, update)
 
@@ -293,6 +305,29 @@ class Frontend:
         )
 
 
+def _append_routes(completions: list[_Completion], output: CompletionOutput, routes: RoutedTokens) -> None:
+    """Book the routes of a completion's next tokens; those of prompt tokens that it shares are the first one's."""
+    if output.routed_experts is None:
+        return
+    pieces = output.routed_experts.pieces
+    end = pieces[-1].end if pieces else 0
+    if routes.start > end:
+        first = completions[0].output.routed_experts
+        shared = [piece.between(end, routes.start) for piece in first.pieces] if first is not None else []
+        pieces += [piece for piece in shared if piece is not None]
+    pieces.append(routes)
+
+
+def _new_routes(completion: _Completion) -> RoutedExperts | None:
+    """The routes that came since a delta last had some; the prompt's wait for the first token."""
+    whole = completion.output
+    if whole.routed_experts is None or not (len(whole.token_ids) > completion.sent_tokens or whole.finished):
+        return None
+    pieces = whole.routed_experts.pieces[completion.sent_routes :]
+    completion.sent_routes += len(pieces)
+    return RoutedExperts(pieces)
+
+
 def _delta(completion: _Completion) -> CompletionOutput:
     """What a completion gained since the last call."""
     whole = completion.output
@@ -304,6 +339,7 @@ def _delta(completion: _Completion) -> CompletionOutput:
         logprobs=None if whole.logprobs is None else whole.logprobs[completion.sent_tokens :],
         finish_reason=whole.finish_reason,
         stop_reason=whole.stop_reason,
+        routed_experts=_new_routes(completion),
     )
     completion.sent_text, completion.sent_tokens = len(whole.text), len(whole.token_ids)
     return part

@@ -1,7 +1,7 @@
 """Reading a checkpoint's config.json: every key is read, ignored by name, or refused. Torch-free."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from moesaic.core.errors import CheckpointError, ConfigError
@@ -9,7 +9,7 @@ from moesaic.core.files import parse_json, read_file
 from moesaic.core.keys import KeyReader, short
 from moesaic.models.gguf.config import gguf_config
 from moesaic.weights.codecs import method_of
-from moesaic.weights.containers.gguf import GgufSource, gguf_alone
+from moesaic.weights.containers.gguf import GgufSource, gguf_alone, open_gguf
 
 # Keys that say nothing about what is computed at inference. Older versions of transformers wrote all the
 # generic ones into every config.json. The last line: of training in parallel, and of layers that only speculate.
@@ -85,14 +85,14 @@ def read_config(path: str) -> dict[str, Any]:
         CheckpointError, ConfigError: one clear message.
     """
     shards = gguf_alone(path)
-    if not shards and not os.path.isdir(path):
+    if shards:
+        return config_with_gguf(path, lambda: open_gguf(shards))
+    if not os.path.isdir(path):
         what = "is a file, not a folder" if os.path.exists(path) else "does not exist"
         raise CheckpointError(f"model folder {path!r} {what}")
-    if not shards and not os.listdir(path):
+    if not os.listdir(path):
         raise CheckpointError(f"model folder {path!r} is empty")
-    config = _read_json(os.path.join(path, "config.json")) if os.path.isdir(path) else None
-    if shards:
-        return _with_gguf(config, shards)
+    config = _read_json(os.path.join(path, "config.json"))
     if config is None:
         raise CheckpointError(
             f"model folder {path!r} holds no config.json, which says what weights compute: put the one of the model's "
@@ -101,12 +101,14 @@ def read_config(path: str) -> dict[str, Any]:
     return config
 
 
-def _with_gguf(config: dict[str, Any] | None, shards: list[str]) -> dict[str, Any]:
-    """A config of weights in GGUF: as it stands where it says so itself, else what the metadata add."""
+def config_with_gguf(path: str, opened: Callable[[], GgufSource]) -> dict[str, Any]:
+    """The config of weights in GGUF, in the folder or file `path`: a config.json that says so itself as it stands, else
+    with what the metadata add. Raises as `read_config`."""
+    config = _read_json(os.path.join(path, "config.json")) if os.path.isdir(path) else None
     stated = config.get("quantization_config") if config is not None else None
     if config is not None and isinstance(stated, Mapping) and stated.get("quant_method") == "gguf":
         return config
-    made = gguf_config(GgufSource(shards))
+    made = gguf_config(opened())
     return made if config is None else config | {"quantization_config": made["quantization_config"]}
 
 

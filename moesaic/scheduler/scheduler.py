@@ -232,6 +232,9 @@ class Scheduler:
         if sampled.prompt_logprobs is not None:
             update.prompt_logprobs = sampled.prompt_logprobs[max(0, seq.prompt_rows_done - start) :]
             seq.prompt_rows_done = max(seq.prompt_rows_done, start + len(sampled.prompt_logprobs))
+        if sampled.routes is not None:
+            update.routes = sampled.routes.between(seq.routes_done, sampled.routes.end)
+            seq.routes_done = max(seq.routes_done, sampled.routes.end)
         if sampled.error is not None:
             update.finish_reason, update.error = "error", sampled.error
         elif sampled.token_id is not None:

@@ -8,7 +8,7 @@ from moesaic.core.config import LoadFormat
 from moesaic.core.errors import CheckpointError, UnsupportedError
 from moesaic.core.log import get_logger
 from moesaic.weights.containers import safetensors, torch_file
-from moesaic.weights.containers.gguf import GgufSource, gguf_shards
+from moesaic.weights.containers.gguf import gguf_shards, open_gguf
 from moesaic.weights.layouts.deepspeed import open_deepspeed
 from moesaic.weights.layouts.directories import named_tensors, open_tree
 from moesaic.weights.layouts.files import find_shards
@@ -108,7 +108,7 @@ def _open_hdf5(folder: str) -> Source | None:
 
 def _open_gguf(folder: str) -> Source | None:
     shards = gguf_shards(folder)
-    return GgufSource(shards) if shards else None
+    return open_gguf(shards) if shards else None
 
 
 # What a checkpoint may be kept as, best first: what opens it, or says None where a folder holds none such.

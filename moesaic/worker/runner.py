@@ -11,6 +11,7 @@ from moesaic.layers.kv_cache import Cache, StateCache
 from moesaic.models.served import ServedModel
 from moesaic.worker.inputs import SequenceTable, num_prompt_rows
 from moesaic.worker.recorded import RecordedStep
+from moesaic.worker.routes import routes_of_step, rows_of
 from moesaic.worker.sampler import NOT_FINITE, logprob_rows
 from moesaic.worker.watch import Watch
 
@@ -36,6 +37,7 @@ class Runner:
         self.caches = caches
         self.states = [cache for cache in caches if isinstance(cache, StateCache)]
         self.table = table
+        self._routed: set[int] = set()  # sequences whose routes are returned
         records = replay and model.replayable and table.singles is not None
         self.recorded = RecordedStep(model, caches, table.singles) if records else None
 
@@ -43,11 +45,13 @@ class Runner:
         """Compute a plan's tokens and sample where a sequence caught up with its length."""
         self.table.apply(plan)
         if plan.gone:
+            self._routed.difference_update(plan.gone)
             self.model.forget(plan.gone)
             self.model.steering.forget(plan.gone)
             if self.watch is not None:
                 self.watch.forget(plan.gone)
         if plan.new:
+            self._routed.update(new.seq_id for new in plan.new if new.params.return_routed_experts)
             self.model.meet(plan.new)
             self.model.steering.meet(plan.new)
         if not plan.advance:
@@ -68,7 +72,22 @@ class Runner:
             if len(sampling_rows) < logits.shape[0]:
                 logits = logits[sampling_rows]
         sampled = self._sample([item.seq_id for item in plan.advance if item.samples], logits)
-        return StepResult(_merge(plan.advance, sampled, prompt_logprobs), forward_seconds, routing_seconds)
+        answers = _merge(plan.advance, sampled, prompt_logprobs)
+        if self._routed:
+            answers = self._with_routes(plan.advance, batch, answers)
+        return StepResult(answers, forward_seconds, routing_seconds)
+
+    def _with_routes(self, advance: list[Advance], batch: Batch, answers: list[Sampled]) -> list[Sampled]:
+        """The answers, with the routes of the sequences that asked for them."""
+        rows, places = rows_of(advance, self._routed)
+        routes = routes_of_step(self.model.expert_stats, batch.num_tokens, rows) if places else None
+        if routes is None:
+            return answers
+        by_id = {answer.seq_id: answer for answer in answers}
+        for item, first, last in places:
+            answer = by_id.setdefault(item.seq_id, Sampled(item.seq_id, None))
+            answer.routes = routes.part(first, last, item.start)
+        return [by_id[item.seq_id] for item in advance if item.seq_id in by_id]
 
     def _copy_states(self, copies: list[tuple[int, int]]) -> None:
         """From slot to slot in every layer, in order: what one copy leaves, the next may read."""

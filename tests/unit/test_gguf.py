@@ -10,16 +10,18 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
 
+from moesaic.adapt.report import report_on
+from moesaic.adapt.survey import survey
 from moesaic.core.errors import CheckpointError, MoesaicError, UnsupportedError
 from moesaic.models.gguf.config import gguf_architectures, gguf_config
 from moesaic.models.gguf.tokenizer import gguf_tokenizer, gguf_tokenizer_config
 from moesaic.models.registry import ModelRegistry
 from moesaic.weights.codecs.gguf import FORMATS, Gguf, GgufWeights
-from moesaic.weights.containers.gguf import GgufSource, gguf_shards
+from moesaic.weights.containers.gguf import gguf_shards, open_gguf
 from moesaic.weights.containers.gguf_header import read_gguf_header
 from moesaic.weights.containers.gguf_types import TENSOR_TYPES
 from moesaic.weights.sources import open_source
-from tests.gguf_files import blocks_of
+from tests.gguf_files import blocks_of, write_gguf
 
 E2M1 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
 
@@ -164,15 +166,42 @@ def shard(path, number, count):
     writer.close()
 
 
+def test_each_damaged_shard_is_named_and_the_others_are_surveyed(tmp_path):
+    names = [f"m-{i + 1:05}-of-00003.gguf" for i in range(3)]
+    for i, name in enumerate(names):
+        shard(tmp_path / name, i, 3)
+    (tmp_path / names[1]).write_bytes((tmp_path / names[1]).read_bytes()[:-40])
+    (tmp_path / names[2]).write_bytes(b"GGML")
+    found = survey(str(tmp_path))
+    assert sorted(found.tensors) == ["t0", "t1"] and found.naming == "gguf"
+    by_file = {problem.where: problem.what for problem in found.problems}
+    assert by_file[names[1]].endswith("download it again. Cut off: t1") and "no GGUF file" in by_file[names[2]]
+    (tmp_path / names[2]).unlink()
+    assert any(names[2] in problem.what for problem in survey(str(tmp_path)).problems)
+
+
+@pytest.mark.parametrize("path", ["", "model.gguf"])
+def test_a_model_whose_data_are_cut_off_is_recognised(tiny_model, tmp_path, path):
+    whole = write_gguf(tiny_model("qwen3_moe"), tmp_path / "model.gguf").read_bytes()
+    (tmp_path / "model.gguf").write_bytes(whole[:-5000])
+    report = report_on(survey(str(tmp_path / path)))
+    assert report.identity.architecture == "Qwen3MoeForCausalLM" and report.experts and not report.misfits
+    (problem,) = report.problems
+    assert problem.where == "model.gguf" and "5000 missing" in problem.what and "Cut off: blk." in problem.what
+    (tmp_path / "model.gguf").write_bytes(whole[:200])  # in the midst of the metadata
+    (problem,) = survey(str(tmp_path / path)).problems
+    assert problem.where == "model.gguf" and "from byte" in problem.what
+
+
 def test_shards_belong_together(tmp_path):
     for i in range(3):
         shard(tmp_path / f"m-{i + 1:05}-of-00003.gguf", i, 3)
     (tmp_path / "mmproj-model.gguf").write_bytes(b"")  # what sees, beside the language model
     for path in (tmp_path, tmp_path / "m-00002-of-00003.gguf"):
-        assert sorted(GgufSource(gguf_shards(str(path))).tensors) == ["t0", "t1", "t2"]
+        assert sorted(open_gguf(gguf_shards(str(path))).tensors) == ["t0", "t1", "t2"]
     shard(tmp_path / "m-00002-of-00003.gguf", 0, 3)
     with pytest.raises(CheckpointError, match="shard 0 of 3"):
-        GgufSource(gguf_shards(str(tmp_path)))
+        open_gguf(gguf_shards(str(tmp_path)))
     (tmp_path / "m-00002-of-00003.gguf").unlink()
     with pytest.raises(CheckpointError, match="1 of them missing: m-00002-of-00003.gguf"):
         gguf_shards(str(tmp_path))
@@ -196,7 +225,7 @@ def quantised(tmp_path, kind, turned=None):
     from moesaic.core.keys import KeyReader
 
     codec = Gguf(KeyReader({"turned": turned or {}}, "config.json"))
-    return GgufWeights(GgufSource([str(tmp_path / "m.gguf")]), codec), floats
+    return GgufWeights(open_gguf([str(tmp_path / "m.gguf")]), codec), floats
 
 
 def from_codes(source, name, index):
@@ -270,7 +299,7 @@ def test_metadata_that_are_not_understood_are_refused(tmp_path, key, kind, data,
     given[key] = value(key, kind, data)
     path = file(tmp_path, list(given.values()), [tensor("token_embd.weight", (64, 2))], bytes(512))
     with pytest.raises(MoesaicError, match=message):
-        gguf_config(GgufSource([path]))
+        gguf_config(open_gguf([path]))
 
 
 def test_a_tokenizer_that_is_not_known_is_refused():

@@ -23,6 +23,7 @@ from moesaic.entrypoints.server.replies import (
     Delta,
     json_response,
 )
+from moesaic.entrypoints.server.routed import routed_experts
 from moesaic.entrypoints.server.streaming import DONE, event, stream_response, while_connected
 
 KIND = "chat.completion"
@@ -90,7 +91,8 @@ async def _stream(job: Job, body: ChatRequest) -> AsyncGenerator[bytes, None]:
                 if part.index not in begun:
                     begun.add(part.index)
                     events.append(chunk(_first_chunk(part.index)))
-                if part.text or part.finish_reason or (part.token_ids and (body.logprobs or body.return_token_ids)):
+                wants_tokens = body.logprobs or body.return_token_ids or body.return_routed_experts
+                if part.text or part.finish_reason or (part.token_ids and wants_tokens):
                     events.append(chunk(_chunk(job, body, part)))
             if events:
                 yield b"".join(events)
@@ -109,6 +111,7 @@ def _choice(job: Job, body: ChatRequest, part: CompletionOutput) -> ChatChoice:
         finish_reason=part.finish_reason,
         stop_reason=part.stop_reason,
         token_ids=_token_ids(body, part),
+        routed_experts=routed_experts(part) or UNSET,
     )
 
 
@@ -126,6 +129,7 @@ def _chunk(job: Job, body: ChatRequest, part: CompletionOutput) -> ChatChunkChoi
         finish_reason=part.finish_reason,
         stop_reason=part.stop_reason,
         token_ids=_token_ids(body, part),
+        routed_experts=routed_experts(part) or UNSET,
     )
 
 

@@ -14,6 +14,7 @@ from moesaic.entrypoints.server.generation import Job, check_model, tokenize
 from moesaic.entrypoints.server.openapi import takes
 from moesaic.entrypoints.server.protocol import CompletionRequest
 from moesaic.entrypoints.server.replies import CompletionChoice, CompletionLogprobs, json_response
+from moesaic.entrypoints.server.routed import routed_experts
 from moesaic.entrypoints.server.streaming import DONE, event, stream_response, while_connected
 
 KIND = "text_completion"
@@ -48,7 +49,7 @@ async def _stream(job: Job, body: CompletionRequest, choices: "_Choices") -> Asy
             events = []
             for part in output.outputs:
                 choice = choices.of(i, output, part)
-                if choice.text or choice.logprobs or choice.token_ids or choice.finish_reason:
+                if choice.text or choice.logprobs or choice.token_ids or choice.routed_experts or choice.finish_reason:
                     chunk = job.reply(KIND, [choice])
                     chunk.usage = None if body.include_usage else UNSET
                     events.append(event(chunk))
@@ -81,6 +82,7 @@ class _Choices:
             logprobs=self._logprobs(index, output, part, echoes),
             finish_reason=part.finish_reason,
             stop_reason=part.stop_reason,
+            routed_experts=routed_experts(part) or UNSET,
         )
         if begins or text:
             self.lengths[index] = self.lengths.get(index, 0) + len(text)

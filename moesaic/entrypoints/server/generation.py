@@ -17,6 +17,7 @@ from moesaic.core.sampling_params import SamplingParams
 from moesaic.entrypoints.server.errors import ApiError
 from moesaic.entrypoints.server.protocol import GenerationRequest
 from moesaic.entrypoints.server.replies import PromptTokensDetails, Reply, Usage
+from moesaic.entrypoints.server.routed import check_size
 
 if TYPE_CHECKING:
     from moesaic.engine.async_engine import AsyncEngine
@@ -68,8 +69,11 @@ class Job:
     ) -> "Job":
         """The job of a request; its tokens are counted where the log finds them."""
         request.state.meter = meter = Meter()
+        engine = engine_of(request)
+        if params.return_routed_experts:
+            check_size(engine.info.moe, params.n * sum(map(len, prompts)))
         return cls(
-            engine=engine_of(request),
+            engine=engine,
             id=f"{prefix}-{uuid4().hex}",
             prompts=prompts,
             params=params,

@@ -137,6 +137,7 @@ class GenerationRequest(Strict):
     priority: int | None = None
     cache_salt: str | None = None
     return_token_ids: bool | None = None
+    return_routed_experts: bool | None = None
     routing: dict[str, Any] | None = None
 
     @model_validator(mode="after")

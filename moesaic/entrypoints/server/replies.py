@@ -37,6 +37,19 @@ class Usage(msgspec.Struct):
 PromptLogprobs = list[dict[str, dict[str, Any]] | None]
 
 
+class RoutedExpertsReply(msgspec.Struct):
+    """Experts of consecutive tokens of a sequence, prompt and output, and what each's output was multiplied by.
+
+    `ids` and `weights` are lists of tokens, of lists of `layers`, of lists of k; a place without an expert has -1 and
+    0. The first token stands at position `start`. Weights have six decimals.
+    """
+
+    layers: list[int]
+    start: int
+    ids: list[list[list[int]]]
+    weights: list[list[list[float]]]
+
+
 class Reply(msgspec.Struct, kw_only=True):
     """The frame of every response and chunk."""
 
@@ -73,6 +86,7 @@ class CompletionChoice(msgspec.Struct, kw_only=True):
     finish_reason: str | None
     stop_reason: int | str | None
     token_ids: list[int] | UnsetType = UNSET
+    routed_experts: RoutedExpertsReply | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
     prompt_logprobs: PromptLogprobs | UnsetType | None = UNSET
 
@@ -122,6 +136,7 @@ class ChatChoice(msgspec.Struct, kw_only=True):
     finish_reason: str | None
     stop_reason: int | str | None
     token_ids: list[int] | UnsetType = UNSET
+    routed_experts: RoutedExpertsReply | UnsetType = UNSET
 
 
 class ChatChunkChoice(msgspec.Struct, kw_only=True):
@@ -133,3 +148,4 @@ class ChatChunkChoice(msgspec.Struct, kw_only=True):
     finish_reason: str | None
     stop_reason: int | str | None
     token_ids: list[int] | UnsetType = UNSET
+    routed_experts: RoutedExpertsReply | UnsetType = UNSET

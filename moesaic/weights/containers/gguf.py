@@ -5,10 +5,12 @@ A source shows tensors as they are stored; what their blocks stand for, `weights
 
 import os
 import re
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from moesaic.core.errors import CheckpointError
-from moesaic.weights.containers.gguf_header import GgufHeader, read_gguf_header
+from moesaic.core.errors import CheckpointError, MoesaicError
+from moesaic.weights.containers.gguf_header import GgufHeader, read_gguf_header, survey_gguf_header
 from moesaic.weights.containers.gguf_types import BY_NAME
 from moesaic.weights.containers.stored import StoredInfo, read_bytes
 from moesaic.weights.rules import Index
@@ -25,19 +27,12 @@ BESIDE = "mmproj"  # what the name of a file begins with that holds no language 
 
 
 class GgufSource:
-    """Tensors of one or more GGUF files, and the metadata of the first.
-
-    Raises:
-        CheckpointError, UnsupportedError: a file is damaged, or of a kind that is not read.
-    """
+    """Tensors of one or more GGUF files, and the metadata of the first."""
 
     naming = "gguf"
 
-    def __init__(self, shards: list[str]) -> None:
-        headers = [read_gguf_header(path) for path in shards]
-        _check_split(headers)
-        self.metadata = headers[0].metadata
-        self.tensors = merge_shards(header.tensors for header in headers)
+    def __init__(self, metadata: Mapping[str, Any], tensors: dict[str, StoredInfo]) -> None:
+        self.metadata, self.tensors = metadata, tensors
 
     def read(self, name: str, index: Index, into: "torch.Tensor") -> None:
         """As of `Source`, of tensors that are kept as plain numbers."""
@@ -63,9 +58,59 @@ class GgufSource:
         try:
             with open(info.file, "rb") as file:
                 file.seek(info.offset)
-                return file.read(info.nbytes)
+                data = file.read(info.nbytes)
         except OSError as e:
             raise CheckpointError(f"cannot read {info.file}: {e}") from e
+        if len(data) < info.nbytes:
+            raise CheckpointError(f"{info.file} ends within a tensor that is wanted")
+        return data
+
+
+def open_gguf(shards: list[str]) -> GgufSource:
+    """The checkpoint that these files make, in order.
+
+    Raises:
+        CheckpointError, UnsupportedError: a file is damaged, or of a kind that is not read.
+    """
+    headers = [read_gguf_header(path) for path in shards]
+    _check_split(headers)
+    return GgufSource(headers[0].metadata, merge_shards(header.tensors for header in headers))
+
+
+def survey_gguf(path: str) -> tuple[GgufSource, dict[str, str]]:
+    """What can be seen of a damaged checkpoint: one of the headers that can be read, and what is wrong, by file."""
+    metadata: Mapping[str, Any] = {}
+    tensors: dict[str, StoredInfo] = {}
+    wrong: dict[str, str] = {}
+    for file in _shards_there(path):
+        try:
+            header, damage = survey_gguf_header(file)
+        except MoesaicError as e:
+            wrong[file] = str(e)
+            continue
+        if damage:
+            wrong[file] = damage
+        metadata = metadata or header.metadata
+        tensors |= header.tensors
+    return GgufSource(metadata, tensors), wrong
+
+
+def _shards_there(path: str) -> list[str]:
+    """The files of the one checkpoint at `path`, of a set those that are there; none of several checkpoints."""
+    folder, name = (path, "") if os.path.isdir(path) else os.path.split(path)
+    sets: dict[str, list[str]] = defaultdict(list)
+    for other in sorted(os.listdir(folder or ".")):
+        if other.endswith(SUFFIX) and not other.startswith(BESIDE):
+            sets[_set_of(other)].append(os.path.join(folder, other))
+    if name:
+        return sets[_set_of(name)]
+    return next(iter(sets.values())) if len(sets) == 1 else []
+
+
+def _set_of(name: str) -> str:
+    """What the names of one checkpoint's files have in common."""
+    found = SHARD.fullmatch(name)
+    return name if found is None else f"{found['stem']} of {found['count']}"
 
 
 def gguf_shards(path: str) -> list[str]:
@@ -78,7 +123,7 @@ def gguf_shards(path: str) -> list[str]:
     if not os.path.isdir(path):
         return _all_of(path) if path.endswith(SUFFIX) and os.path.isfile(path) else []
     names = sorted(n for n in os.listdir(path) if n.endswith(SUFFIX) and not n.startswith(BESIDE))
-    sets = {(m["stem"], m["count"]) if (m := SHARD.fullmatch(name)) else (name, "") for name in names}
+    sets = set(map(_set_of, names))
     if len(sets) > 1:
         raise CheckpointError(
             f"{path} holds {len(sets)} GGUF models: name the file of one ({', '.join(names[:10])}"

@@ -69,6 +69,15 @@ def read_gguf_header(path: str) -> GgufHeader:
         CheckpointError: it cannot be read, is damaged or truncated.
         UnsupportedError: it is of a version, or has tensors of a type, that is not read here.
     """
+    header, damage = survey_gguf_header(path)
+    if damage:
+        raise CheckpointError(damage)
+    return header
+
+
+def survey_gguf_header(path: str) -> tuple[GgufHeader, str]:
+    """The same, and what is wrong with the data behind it: "", or that the file is cut off. Raises as that for all
+    else."""
     try:
         with open(open_regular(path), "rb", buffering=0) as file:
             return _Header(path, file.fileno(), os.fstat(file.fileno()).st_size).read()
@@ -85,7 +94,7 @@ class _Header:
         self._buffer = bytearray()
         self.position = 0
 
-    def read(self) -> GgufHeader:
+    def read(self) -> tuple[GgufHeader, str]:
         num_tensors, num_values = self._read_start()
         metadata: dict[str, Any] = {}
         for i in range(num_values):
@@ -103,7 +112,8 @@ class _Header:
                 raise self._damaged(f"the tensor {name} stands in it twice")
             infos[name] = info
         start = -(-self.position // alignment) * alignment
-        return GgufHeader(self.path, metadata, self._placed(infos, start))
+        tensors, damage = self._placed(infos, start)
+        return GgufHeader(self.path, metadata, tensors), damage
 
     def _read_start(self) -> tuple[int, int]:
         """How many tensors and values there are."""
@@ -138,20 +148,23 @@ class _Header:
         nbytes = math.prod(sizes) // kind.block * kind.nbytes
         return name, StoredInfo(kind.name, tuple(reversed(sizes)), self.path, offset, nbytes)
 
-    def _placed(self, infos: dict[str, StoredInfo], start: int) -> dict[str, StoredInfo]:
-        """The tensors with their places in the file, in this order; each has one of its own, inside the file."""
+    def _placed(self, infos: dict[str, StoredInfo], start: int) -> tuple[dict[str, StoredInfo], str]:
+        """The tensors with their places in the file, in this order, each one of its own; and that the file ends before
+        the last of them, where it does."""
         ordered = sorted(infos.items(), key=lambda item: item[1].offset)
         last, end = "", 0
         for name, info in ordered:
             if info.offset < end:
                 raise self._damaged(f"the tensors {last} and {name} lie over each other")
             last, end = name, info.offset + info.nbytes
+        damage = ""
         if ordered and start + end > self.size:
-            raise CheckpointError(
+            damage = (
                 f"{self.path} is truncated: its header describes {start + end} bytes, the file has {self.size} "
                 f"({start + end - self.size} missing); download it again"
             )
-        return {name: StoredInfo(i.dtype, i.shape, i.file, start + i.offset, i.nbytes) for name, i in ordered}
+        placed = {name: StoredInfo(i.dtype, i.shape, i.file, start + i.offset, i.nbytes) for name, i in ordered}
+        return placed, damage
 
     def _value(self, kind: int, key: str) -> Any:
         if kind == FLOAT32:
