@@ -1,5 +1,6 @@
 """Drafts of checkpoints that nothing here knows: they load, and give the logits of whoever made the checkpoint."""
 
+import ast
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from moesaic.adapt import adapt
 from moesaic.adapt.draft.drafting import Drafter
+from moesaic.adapt.draft.harmless import require_harmless
 from moesaic.adapt.draft.oracle import Oracle, Reference
 from moesaic.adapt.survey import survey
 from moesaic.core.errors import CheckpointError, ConfigError
@@ -216,3 +218,56 @@ def test_a_missing_expert_does_not_load(niche, tmp_path):
     shutil.rmtree(folder / "layer_1" / "expert_7")
     done = moesaic("adapt", str(folder), "-o", str(tmp_path / "arch.py"))
     assert done.returncode == 1 and "layer_1.expert_7" in done.stdout.replace("\n", "")
+
+
+INJECTED = 'open("ran", "w")'
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"architectures": [f'x"""\n{INJECTED}\n"""']},
+        {"architectures": [f'x\\"""\n{INJECTED}\r{INJECTED}\u2028"']},
+        {"model_type": f"x\n{INJECTED}", "architectures": []},
+        {f'a", metadata=True), {INJECTED}, c.child("b': {"x": 1, "y": [2, 3]}},
+        {f'"), {INJECTED}, ("': {"hidden_size": 3}, "class": {"theta": 3}, "int_": {"q": 5}, "_ModelSpec": {"q": 5}},
+        {f"strange\n{INJECTED}\n": f"\n{INJECTED}\n", "other": {"\n": "\r\n", "\\": '"""'}},
+        {"size_hidden\n    hidden": 64, "\ud800": "\ud800", "\0": ["\0", "\x1b[31m", "\u202e"]},
+    ],
+)
+def test_no_text_of_a_checkpoint_becomes_code(niche, odd, tmp_path, monkeypatch):
+    """A draft is run when it is tried: what a stranger's config holds stands in it as texts, on one line each."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "c"
+    shutil.copytree(niche["feed-forward"][0], folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | odd))
+    source = adapt(str(folder)).source
+    assert not (tmp_path / "ran").exists()
+    assert all(line.isprintable() for line in source.split("\n"))
+    functions = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    called = {function.id for function in functions if isinstance(function, ast.Name)}
+    assert "open" not in called and {"decoder", "MoESpec"} <= called
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import os",
+        "from os import system",
+        "from moesaic.models.common import os",
+        "exec('1')",
+        "__loader__",
+        "decoder.__globals__",
+        "a = c.path.join",
+        "def other(): pass",
+        "class A: pass",
+        "a = (1",
+        "a = '\0'",
+    ],
+)
+def test_a_draft_that_does_what_drafts_do_not_is_refused(line):
+    good = 'from moesaic.models.common import decoder\n\n\ndef spec(c):\n    return decoder(c, [c.require(int, "a")])\n'
+    require_harmless(good, {"moesaic.models.common": ["decoder"]})
+    with pytest.raises(CheckpointError, match="no description can be drafted"):
+        require_harmless(f"{good}\n{line}\n", {"moesaic.models.common": ["decoder"]})

@@ -12,7 +12,7 @@ WIDTH = 120
 def literal(value: Any) -> str:
     """A JSON value as Python."""
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+        return printable(json.dumps(value, ensure_ascii=False))
     if isinstance(value, list | tuple):
         inside = ", ".join(map(literal, value))
         return f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
@@ -21,6 +21,17 @@ def literal(value: Any) -> str:
     if isinstance(value, float) and not isfinite(value):
         return f'float("{value}")'
     return repr(value)
+
+
+def printable(text: str) -> str:
+    """Text with escapes in place of what is no letter, digit, sign or space: ends of lines, codes that turn the
+    direction of writing, halves of pairs that no file holds."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def docstring(text: str) -> str:
+    """A line of documentation, which holds nothing that ends it."""
+    return f'"""{printable(text).translate({34: 39, 92: 47})}"""'  # " and \ become ' and /
 
 
 def keywords(**values: Any) -> list[str]:
@@ -52,6 +63,5 @@ def call(before: str, arguments: Iterable[str], after: str = "", indent: int = 0
 def comment(text: str, indent: int = 0) -> list[str]:
     """Lines of a comment."""
     pad = " " * indent + "# "
-    return [
-        pad + line for line in textwrap.wrap(text, WIDTH - len(pad), break_long_words=False, break_on_hyphens=False)
-    ]
+    lines = textwrap.wrap(printable(text), WIDTH - len(pad), break_long_words=False, break_on_hyphens=False)
+    return [pad + line for line in lines]

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from moesaic.adapt.draft.code import comment, literal
+from moesaic.adapt.draft.code import comment, docstring, literal
 from moesaic.adapt.draft.described import describe
 from moesaic.adapt.draft.fields import read_fields, reconcile
+from moesaic.adapt.draft.harmless import require_harmless
 from moesaic.adapt.draft.peers import peers
 from moesaic.adapt.draft.questions import Question, ask
 from moesaic.adapt.draft.spec_keys import Writer
@@ -21,7 +22,10 @@ from moesaic.models.parameters import parameter_shapes
 from moesaic.weights.plan import plan_load
 
 SAME = 1e-3  # relative difference up to which logits count as reproduced
-IMPORTS = {"common": "moesaic.models.common", "spec": "moesaic.models.spec", "errors": "moesaic.core.errors"}
+MODULES = {
+    "common": "moesaic.models.common", "spec": "moesaic.models.spec", "errors": "moesaic.core.errors",
+    "rules": "moesaic.weights.rules", "dataclasses": "dataclasses",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,13 +117,15 @@ class Drafter:
         choices = {name: q.choice for name, q in questions.items()}
         rules = write_rules(s, {**choices, "head's size": writer.head_size()}, used_rules)
         opened = [*_open_questions(questions), *writer.open, *self._open_tensors()]
-        head = [f'"""{self.architecture}: drafted from the names, shapes and config of a checkpoint."""', ""]
+        head = [docstring(f"{self.architecture}: drafted from the names, shapes and config of a checkpoint."), ""]
         for line in opened:
             head += comment(f"OPEN: {line}")
         head += [""] if opened else []
-        imports = _imports({**writer.used, "rules": used_rules})
+        imports = _imported({**writer.used, "rules": used_rules})
         body = ["", f"ARCHITECTURE = {literal(self.architecture)}", "", "", *lines, "", "", *rules, ""]
-        return "\n".join([*head, *imports, *body]), opened
+        source = "\n".join([*head, *_imports(imports), *body])
+        require_harmless(source, imports)
+        return source, opened
 
     def _open_tensors(self) -> list[str]:
         s = self.structure
@@ -190,14 +196,18 @@ def _open_questions(questions: Mapping[str, Question]) -> list[str]:
     ]
 
 
-def _imports(used: Mapping[str, set[str]]) -> list[str]:
-    modules = {**IMPORTS, "rules": "moesaic.weights.rules"}
-    lines = ["from dataclasses import replace", ""] if "replace" in used.get("dataclasses", ()) else []
-    found = [(modules[key], sorted(names, key=_isorted)) for key, names in used.items() if key in modules and names]
-    found.append(("moesaic.models.config_reader", ["ConfigReader"]))
-    for module, names in sorted(found):
+def _imported(used: Mapping[str, set[str]]) -> dict[str, list[str]]:
+    """Module -> the names that are imported from it."""
+    found = {MODULES[key]: sorted(names, key=_isorted) for key, names in used.items() if names}
+    return dict(sorted({**found, "moesaic.models.config_reader": ["ConfigReader"]}.items()))
+
+
+def _imports(imported: Mapping[str, list[str]]) -> list[str]:
+    lines = []
+    for module, names in imported.items():
         line = f"from {module} import {', '.join(names)}"
         lines += [line] if len(line) <= 120 else [f"from {module} import (", *(f"    {n}," for n in names), ")"]
+        lines += [""] if module == MODULES["dataclasses"] else []
     return lines
 
 

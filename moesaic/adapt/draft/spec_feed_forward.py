@@ -18,7 +18,7 @@ def write_feed_forwards(w: Writer) -> list[list[str]]:
     if act not in (None, "silu") and isinstance(stated, str) and ACTIVATIONS.get(stated) == act:
         w.used["common"].add("activation")
         path = w.f.paths["hidden_act"]
-        key = f', "{path[-1]}"' if path[-1] != "hidden_act" else ""
+        key = f", {literal(path[-1])}" if path[-1] != "hidden_act" else ""
         parts[0].append(f"    act = activation({w.reader(path)}{key})")
         acts = {"activation": Code("act")}
         w.read.add("hidden_act")

@@ -1,9 +1,11 @@
 """How a drafted `spec` reads the config: every key is read, ignored by name, or refused."""
 
+import builtins
+import keyword
 from collections.abc import Mapping
 from typing import Any
 
-from moesaic.adapt.draft.code import Code, call, comment, keywords, literal
+from moesaic.adapt.draft.code import Code, call, comment, keywords, literal, printable
 from moesaic.adapt.draft.fields import NEUTRAL, Fields, Path
 from moesaic.adapt.draft.questions import Question
 from moesaic.adapt.draft.structure import Structure
@@ -84,8 +86,9 @@ class Writer:
         key = path[0]
         if key not in self.objects:
             name = "".join(part for part in key.split("_")[0] if part.isalnum()) or "o"
-            taken = {*self.objects.values(), *common.__all__, *LOCALS}
-            self.objects[key] = name if name.isidentifier() and name not in taken else f"keys_{len(self.objects)}"
+            taken = {*self.objects.values(), *common.__all__, *LOCALS, *keyword.kwlist, *dir(builtins)}
+            good = name.isascii() and name.islower() and name.isidentifier() and name not in taken
+            self.objects[key] = name if good else f"keys_{len(self.objects)}"
         return self.objects[key]
 
     def value(self, name: str, kind: str) -> Code | None:
@@ -94,7 +97,7 @@ class Writer:
             return None
         self.read.add(name)
         path = self.f.paths[name]
-        return Code(f'{self.reader(path)}.require({kind}, "{path[-1]}")')
+        return Code(f"{self.reader(path)}.require({kind}, {literal(path[-1])})")
 
     def size(self, name: str, size: int) -> Code:
         """The same of a size, or the size itself."""
@@ -118,7 +121,7 @@ class Writer:
         if not self.f.inside:
             return []
         beside = f"    c.ignore({', '.join(map(literal, self.f.beside))})" if self.f.beside else ""
-        inner = f'    c = c.child("{self.f.inside}", metadata=True)'
+        inner = f"    c = c.child({literal(self.f.inside)}, metadata=True)"
         return [*([beside] if beside else []), inner]
 
     def usual_keys(self) -> list[str]:
@@ -219,5 +222,5 @@ class Writer:
         return all(len(found) <= 1 for found in words.values()) and not words[True] & words[False]
 
     def _pinned(self, path: Path, value: Any, why: str) -> list[str]:
-        after = f"  # {why}" if why else ""
+        after = f"  # {printable(why)}" if why else ""
         return call(f"{self.reader(path)}.refuse_unless", [literal(path[-1]), literal(value)], after, 4)

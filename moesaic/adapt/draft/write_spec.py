@@ -13,7 +13,7 @@ def write_spec(w: Writer) -> list[str]:
     parts = [write_attention(w), *write_feed_forwards(w)]
     end = _model(w)
     head = [*w.usual_keys(), *w.rest()]
-    objects = [f'    {variable} = c.child("{key}", metadata=True)' for key, variable in w.objects.items()]
+    objects = [f"    {variable} = c.child({literal(key)}, metadata=True)" for key, variable in w.objects.items()]
     inside = w.inside()
     lines = [line for part in parts for line in part]
     doc = '    """What the model computes."""'
