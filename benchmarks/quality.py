@@ -200,24 +200,25 @@ def perplexities(llm: LLM, texts: Sequence[Text]) -> dict[str, float]:
     return {domain: math.exp(sum(lost) / len(lost)) for domain, lost in losses.items()}
 
 
-def answers_of(llm: LLM, prompts: list[str], limit: int) -> list[tuple[str, bool]]:
-    """The greedy answer to each prompt, and whether it ended by itself."""
+def answers_of(llm: LLM, prompts: list[str], limit: int, routing: Any = None) -> list[tuple[str, bool]]:
+    """The greedy answer to each prompt, and whether it ended by itself; `routing` is that of SamplingParams."""
     assert llm.tokenizer is not None
     ids = [llm.tokenizer.encode(prompt, add_special_tokens=False) for prompt in prompts]
-    outputs = llm.generate(ids, SamplingParams(temperature=0.0, max_tokens=limit), use_tqdm=False)
+    params = SamplingParams(temperature=0.0, max_tokens=limit, routing=routing)
+    outputs = llm.generate(ids, params, use_tqdm=False)
     return [(output.outputs[0].text, output.outputs[0].finish_reason == "stop") for output in outputs]
 
 
-def addition_score(llm: LLM, count: int, template: Callable[[int, int], str]) -> float:
+def addition_score(llm: LLM, count: int, template: Callable[[int, int], str], routing: Any = None) -> float:
     """Exact answers to held-out additions."""
     pairs = arithmetic.held_out_additions()
     pairs = pairs[:: max(1, len(pairs) // count)]
-    made = answers_of(llm, [template(a, b) for a, b in pairs], ADDITION_TOKENS)
+    made = answers_of(llm, [template(a, b) for a, b in pairs], ADDITION_TOKENS, routing)
     right = [ended and text.strip() == str(a + b) for (a, b), (text, ended) in zip(pairs, made, strict=True)]
     return sum(right) / len(right)
 
 
-def json_scores(llm: LLM, count: int) -> tuple[float, float]:
+def json_scores(llm: LLM, count: int, routing: Any = None) -> tuple[float, float]:
     """Answers to held-out requests that parse, and those that have just the keys asked for.
 
     The requests are those of `tools.train_embedded.evaluate` with its default seed.
@@ -227,7 +228,7 @@ def json_scores(llm: LLM, count: int) -> tuple[float, float]:
     while len(distinct) < count:
         prompt, _, value = structured.request(rng, held_out=True)
         distinct.setdefault(prompt, value)
-    made = answers_of(llm, [chat(prompt) for prompt in distinct], JSON_TOKENS)
+    made = answers_of(llm, [chat(prompt) for prompt in distinct], JSON_TOKENS, routing)
     valid = keys = 0
     for wanted, (text, _) in zip(distinct.values(), made, strict=True):
         try:
