@@ -17,18 +17,19 @@ from typing import Any
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.quality import addition_score, answers_of, chat, held_out_text, json_scores, routed
+from benchmarks.steering_report import OWN, SHARES, draw, markdown, preferences, put, shares_of
 from moesaic import LLM, SamplingParams
 from moesaic.adapt.pruning import least, prune, pruning_profile
 from moesaic.engine.args import EMBEDDED_MODEL
 from moesaic.entrypoints.bench.report import Figure, report
 from moesaic.experts.profile_file import RouteProfile
+from tools.train_embedded import arithmetic, prose, structured
+from tools.train_embedded.tokenizer import END
 
-DOMAINS = ("arithmetic", "json", "prose")
-OWN = "the model's own"
-SHARES = (0.25, 0.5, 0.75, 0.875)
+MAKERS = {"arithmetic": arithmetic.chat_pair, "json": structured.chat_pair, "prose": prose.chat_pair}
+DOMAINS = tuple(MAKERS)
 BIASES = (0.5, 1.0, 2.0)
 MOST_BIAS = 3.0
 SPEED_CASES = (OWN, "top-k 1", "top-k 4", "without 50% by domain", "without 87.5% by domain")
@@ -91,7 +92,9 @@ def _encoded(llm: LLM, domain: str, count: int) -> tuple[list[list[int]], list[i
 
 
 def record(llm: LLM, count: int) -> RouteProfile:
-    """Routing weights of the model's own routes over `count` texts of each domain, prompts and answers."""
+    """Routing weights of the model's own routes over `count` conversations of each domain, drawn as training draws
+    them: prompts that are scored are not among them."""
+    assert llm.tokenizer is not None
     shape = llm.llm_engine.engine.info.moe
     assert shape is not None
     experts = max(layer.num_experts for layer in shape.layers)
@@ -99,7 +102,9 @@ def record(llm: LLM, count: int) -> RouteProfile:
     counts = np.zeros(weights.shape, np.int64)
     tokens = []
     for row, domain in enumerate(DOMAINS, 1):
-        whole, _ = _encoded(llm, domain, count)
+        pairs = [MAKERS[domain](Random(f"steering {domain} {i}")) for i in range(count)]
+        texts = [chat(question) + answer + END for question, answer in pairs]
+        whole = [llm.tokenizer.encode(text, add_special_tokens=False) for text in texts]
         tokens.append(sum(map(len, whole)))
         with routed(llm, None) as kept:
             llm.generate(whole, SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0), use_tqdm=False)
@@ -122,12 +127,6 @@ def record(llm: LLM, count: int) -> RouteProfile:
         weights=weights,
         pairs=np.zeros((len(shape.layers), experts * (experts - 1) // 2), np.int32),
     )
-
-
-def shares_of(routes: RouteProfile) -> NDArray[np.float64]:
-    """`[domains, L, E]`: the share of a domain's routing weight that each expert of a layer carries."""
-    weights = routes.weights[1:]
-    return np.asarray(weights / weights.sum(-1, keepdims=True))
 
 
 # ---------------------------------------------------------------- settings
@@ -238,78 +237,6 @@ def _decode(llm: LLM, prompts: list[list[int]], routing: Any) -> float:
         engine.step()
         steps += 1
     return (time.perf_counter() - start) / steps * 1000
-
-
-# ---------------------------------------------------------------- for people
-
-
-def markdown(figures: Sequence[Figure]) -> str:
-    """A row a case, a column a metric: shares in per cent with the change in points, times with their ratio."""
-    metrics = list(dict.fromkeys(figure.metric for figure in figures))
-    cells = {(figure.case, figure.metric): _cell(figure) for figure in figures}
-    lines = ["| routes | " + " | ".join(metrics) + " |", "|---|" + "---|" * len(metrics)]
-    for case in dict.fromkeys(figure.case for figure in figures):
-        lines.append(f"| {case} | " + " | ".join(cells[case, metric] for metric in metrics) + " |")
-    return "\n".join(lines)
-
-
-def _cell(figure: Figure) -> str:
-    if figure.unit != "share":
-        ratio = "" if figure.ratio is None else f" ({figure.ratio:.2f} ×)"
-        return f"{figure.value:.2f} {figure.unit}{ratio}"
-    change = "" if figure.baseline is None else f" ({100 * (figure.value - figure.baseline):+.1f})"
-    return f"{100 * figure.value:.1f} %{change}"
-
-
-def preferences(routes: RouteProfile) -> str:
-    """For each layer and domain the experts that carry most of its weight, with their share."""
-    lines = ["| layer | " + " | ".join(DOMAINS) + " |", "|---|" + "---|" * len(DOMAINS)]
-    shares = shares_of(routes)
-    for i, layer in enumerate(routes.layers):
-        cells = []
-        for row in shares[:, i]:
-            best = np.argsort(-row, kind="stable")[:4]
-            cells.append(", ".join(f"**{expert}** {100 * row[expert]:.0f} %" for expert in best))
-        lines.append(f"| {layer} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def put(page: Path, name: str, text: str) -> None:
-    """Replace what stands in a page between the marks of `name`."""
-    begin, end = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
-    head, _, rest = page.read_text().partition(begin)
-    _, found, tail = rest.partition(end)
-    if not found:
-        raise click.ClickException(f"{page} has no marks for {name!r}")
-    page.write_text(head + begin + text + end + tail)
-
-
-def draw(figures: Sequence[Figure], path: Path) -> None:
-    """Scores over the share of experts that is banned, by the domain's own weights and by those of all domains."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    values = {(figure.case, figure.metric): 100 * figure.value for figure in figures if figure.unit == "share"}
-    metrics = list(dict.fromkeys(metric for _, metric in values))
-    shares = [0.0, *SHARES]
-    chart, panels = pyplot.subplots(1, len(metrics), figsize=(3 * len(metrics), 3.2), dpi=150, sharey=True)
-    for panel, metric in zip(panels, metrics, strict=True):
-        for whose, style, colour in (("by domain", "-", "#3b6ea5"), ("by all domains", "--", "#e08a3c")):
-            heights = [values[OWN, metric], *(values[f"without {100 * share:g}% {whose}", metric] for share in SHARES)]
-            panel.plot([100 * s for s in shares], heights, style, marker="o", color=colour, label=whose, markersize=4)
-        panel.axhline(values["top-k 1", metric], color="#7f7f7f", linewidth=0.8, linestyle=":", label="top-k 1")
-        panel.set_title(metric, fontsize=9, loc="left")
-        panel.set_xlabel("experts banned, %", fontsize=8)
-        panel.set_ylim(0, 103)
-        panel.tick_params(labelsize=7)
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("score, %", fontsize=8)
-    panels[0].legend(fontsize=7, frameon=False, loc="lower left")
-    chart.tight_layout()
-    chart.savefig(path)
-    pyplot.close(chart)
 
 
 @click.command()
