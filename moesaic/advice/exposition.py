@@ -50,14 +50,6 @@ class Metrics:
         found = [s.value for s in self._of(name) if isfinite(s.value)]
         return sum(found) / len(found) if found else None
 
-    def by(self, name: str, label: str) -> dict[str, float]:
-        """Finite values by one label; of several with the same one, the sum."""
-        found: dict[str, float] = defaultdict(float)
-        for sample in self._of(name):
-            if label in sample.labels and isfinite(sample.value):
-                found[sample.labels[label]] += sample.value
-        return dict(found)
-
     def label(self, name: str, label: str) -> str | None:
         """The label of a metric's first sample."""
         return next((sample.labels.get(label) for sample in self._of(name)), None)

@@ -6,11 +6,12 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from moesaic.advice.report import Report, advise
+from moesaic.advice.report import WINDOW, Report, advise
 from moesaic.core.errors import ConfigError
 
 TIMEOUT = 10.0  # seconds
 MOST_BYTES = 64 << 20
+EXPERTS, STATUS = f"/v1/moe/experts?window={WINDOW}", "/v1/moe/status"
 MISSING = (400, 404, 405, 501)  # a server without this, or a model without experts
 
 
@@ -24,7 +25,7 @@ def advise_server(url: str, api_key: str | None = None, timeout: float = TIMEOUT
     metrics = _get(base + "/metrics", api_key, timeout)
     if metrics is None:
         raise ConfigError(f"{base} is not a moesaic server: it has no /metrics")
-    experts, status = (_json(base + path, api_key, timeout) for path in ("/v1/moe/experts", "/v1/moe/status"))
+    experts, status = (_json(base + path, api_key, timeout) for path in (EXPERTS, STATUS))
     try:
         return advise(metrics.decode(errors="replace"), experts, status)
     except ConfigError as error:

@@ -7,7 +7,7 @@ from typing import Any
 # An expert's mean share of tokens below which the busiest of many is far above it by chance alone: of N Poisson
 # counts with mean m the largest is about m + sqrt(2 m ln N), for 128 experts and m = 100 1.3 times the mean.
 LEAST_TOKENS = 100
-USUAL_EXPERTS = 128  # where the number of a layer's experts is not told
+FEW = 20  # of what is timed: fewer say nothing of percentiles
 
 
 @dataclass(frozen=True)
@@ -15,29 +15,29 @@ class LayerLoad:
     """How one layer's tokens spread over its experts (docs/statistics.md).
 
     Attributes:
-        layer: the decoder layer's index.
+        name: such as `layer 3`, or `layer 3 (attention)` where those are its experts.
+        num_experts: of the layer.
         choices: expert choices counted, tokens times top-k.
         utilization: share of its experts that got a token.
         imbalance: tokens of its busiest expert over the mean of its experts.
         entropy: of its tokens over experts, H / log N: 1 is even, 0 is one expert alone.
-        num_experts: None where only metrics were read.
-        busiest: that expert's id, likewise.
-        dead: ids of experts without a token, likewise.
+        busiest: that expert's id.
+        dead: ids of experts without a token.
     """
 
-    layer: int
-    choices: float
+    name: str
+    num_experts: int
+    choices: int
     utilization: float
     imbalance: float
     entropy: float
-    num_experts: int | None = None
-    busiest: int | None = None
+    busiest: int
     dead: Sequence[int] = ()
 
     @property
     def is_telling(self) -> bool:
         """Whether enough tokens came that their spread is no chance."""
-        return self.choices >= LEAST_TOKENS * (self.num_experts or USUAL_EXPERTS)
+        return self.choices >= LEAST_TOKENS * self.num_experts
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,20 @@ class Times:
     """Seconds of many events.
 
     Attributes:
-        median, p95: within a bucket of the histogram, interpolated.
+        median, p95: of a histogram interpolated within its bucket.
+        since: when they were counted, in words.
     """
 
     count: int
     mean: float
     median: float
     p95: float
+    since: str = "since the start"
 
 
 @dataclass(frozen=True)
 class Figures:
-    """All of them; counters are since the server's start.
+    """All of them; counters are since the server's start, layers of the window that was asked for.
 
     Attributes:
         compute_efficiency: rows routed to experts over rows computed, blocks filled up included; 0 to 1.

@@ -1,13 +1,10 @@
-"""Figures out of what a server says: the text of /metrics, and where there are the JSON of /v1/moe/experts and /status.
+"""Figures out of what a server says: the text of /metrics, and the JSON of /v1/moe/experts and /v1/moe/status."""
 
-Metrics alone are enough; JSON adds the experts' ids and the server's flags.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from moesaic.advice.exposition import Metrics
-from moesaic.advice.figures import Figures, LayerLoad
+from moesaic.advice.figures import FEW, Figures, LayerLoad, Times
 
 STEERING_FLAGS = ("moe_routing_func", "moe_top_k", "simulate_routing")
 
@@ -18,8 +15,8 @@ def figures_of(
     """All figures that can be told.
 
     Args:
-        experts: the reply of `GET /v1/moe/experts`.
-        status: the reply of `GET /v1/moe/status`.
+        experts: the reply of `GET /v1/moe/experts`; None where the model has none.
+        status: the reply of `GET /v1/moe/status`, which adds the last minute's times, and flags.
     """
     status = status or {}
     steps, step_time = metrics.total("steps_total"), metrics.total("step_seconds_total")
@@ -27,7 +24,7 @@ def figures_of(
     flags = _mapping(status.get("flags"))
     return Figures(
         model=metrics.label("info", "model") or "",
-        layers=_layers(metrics, _mapping(experts)),
+        layers=[_layer(told) for told in _mapping(experts).get("layers", ()) if told["imbalance"] is not None],
         compute_efficiency=metrics.mean("moe_compute_efficiency"),
         kv_usage=_share(metrics.value("kv_blocks_used"), metrics.value("kv_blocks")),
         kv_fragmentation=metrics.value("moe_memory_fragmentation", kind="kv"),
@@ -44,9 +41,9 @@ def figures_of(
         step_seconds=step_time / steps if steps else None,
         outside_model=1 - metrics.total("forward_seconds_total") / step_time if step_time else None,
         routing_share=routing.mean * routing.count / step_time if routing and step_time else None,
-        first_token=metrics.times("time_to_first_token_seconds"),
-        inter_token=metrics.times("inter_token_latency_seconds"),
-        queue=metrics.times("request_queue_time_seconds"),
+        first_token=_times(metrics, status, "time_to_first_token"),
+        inter_token=_times(metrics, status, "inter_token_latency"),
+        queue=_times(metrics, status, "request_queue_time"),
         flags=flags,
         steered_by=_steered_by(flags, status),
     )
@@ -56,34 +53,27 @@ def _share(part: float | None, whole: float | None) -> float | None:
     return part / whole if part is not None and whole else None
 
 
-def _layers(metrics: Metrics, experts: Mapping[str, Any]) -> Sequence[LayerLoad]:
-    """The load of each layer, by its experts' own counts where they are told."""
-    if experts.get("layers"):
-        return [_layer(layer) for layer in experts["layers"]]
-    entropies, imbalances = metrics.by("moe_routing_entropy", "layer"), metrics.by("moe_token_imbalance", "layer")
-    utilizations, choices = (
-        metrics.by("moe_expert_utilization", "layer"),
-        metrics.by("moe_expert_tokens_total", "layer"),
-    )
-    known = choices.keys() & entropies.keys() & imbalances.keys() & utilizations.keys()
-    return [
-        LayerLoad(int(layer), choices[layer], utilizations[layer], imbalances[layer], entropies[layer])
-        for layer in sorted(known, key=int)
-    ]
-
-
 def _layer(told: Mapping[str, Any]) -> LayerLoad:
     tokens = told["tokens"]
+    part = told.get("part", "ffn")
     return LayerLoad(
-        layer=told["layer"],
+        name=f"layer {told['layer']}" + (f" ({part})" if part != "ffn" else ""),
+        num_experts=told["num_experts"],
         choices=sum(tokens),
         utilization=told["utilization"],
         imbalance=told["imbalance"],
         entropy=told["entropy"],
-        num_experts=told["num_experts"],
-        busiest=max(range(len(tokens)), key=tokens.__getitem__, default=None),
+        busiest=max(range(len(tokens)), key=tokens.__getitem__),
         dead=told["dead"],
     )
+
+
+def _times(metrics: Metrics, status: Mapping[str, Any], name: str) -> Times | None:
+    """Of the last minute where enough happened in it, else since the start."""
+    recent = _mapping(_mapping(status.get("latency")).get(name))
+    if recent.get("count", 0) >= FEW:
+        return Times(recent["count"], recent["mean"], recent["p50"], recent["p95"], "in the last minute")
+    return metrics.times(f"{name}_seconds")
 
 
 def _steered_by(flags: Mapping[str, Any], status: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,8 @@ from moesaic.advice.figures import Figures
 from moesaic.advice.reading import figures_of
 from moesaic.advice.tree import Finding, Outcome, walk
 
+WINDOW = "1h"  # of what experts did: long enough to be no chance, short enough to be of now
+
 
 @dataclass(frozen=True)
 class Report:

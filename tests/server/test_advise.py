@@ -23,7 +23,15 @@ moesaic_preemptions_total 30.0
 """
 EXPERTS = {
     "layers": [
-        {"layer": 1, "num_experts": 2, "top_k": 1, "tokens": [9, 991], "utilization": 1.0, "imbalance": 2.5}
+        {
+            "layer": 1,
+            "num_experts": 2,
+            "top_k": 1,
+            "part": "ffn",
+            "tokens": [9, 991],
+            "utilization": 1.0,
+            "imbalance": 2.5,
+        }
         | {"entropy": 0.9, "dead": []}
     ]
 }
@@ -58,7 +66,7 @@ class Fake:
 
 
 def test_what_it_says():
-    with Fake({"/metrics": (200, HOT), "/v1/moe/experts": (200, json.dumps(EXPERTS))}) as fake:
+    with Fake({"/metrics": (200, HOT), "/v1/moe/experts?window=1h": (200, json.dumps(EXPERTS))}) as fake:
         said = CliRunner().invoke(command, [fake.url])
         told = json.loads(CliRunner().invoke(command, [fake.url + "/v1/", "--json"]).output)
     assert said.exit_code == 0

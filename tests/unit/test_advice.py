@@ -13,11 +13,11 @@ from moesaic.advice.report import advise
 from moesaic.advice.tree import Advice, nodes, walk
 from moesaic.core.errors import ConfigError
 
-EVEN = LayerLoad(layer=3, choices=1e6, utilization=1.0, imbalance=1.2, entropy=0.99, num_experts=16, busiest=5)
+EVEN = LayerLoad("layer 3", num_experts=16, choices=10**6, utilization=1.0, imbalance=1.2, entropy=0.99, busiest=5)
 QUICK = Times(count=500, mean=0.02, median=0.02, p95=0.03)
 WELL = Figures(
     model="m",
-    layers=[EVEN, replace(EVEN, layer=4)],
+    layers=[EVEN, replace(EVEN, name="layer 4")],
     compute_efficiency=0.97,
     kv_usage=0.5,
     kv_fragmentation=0.1,
@@ -141,32 +141,18 @@ def test_counters_become_shares():
     assert figures.finished == 7
 
 
-def test_layers_out_of_metrics_and_out_of_json():
-    by_layer = {
-        name: {f'{{layer="{i}"}}': value for i, value in ((2, low), (10, high))}
-        for name, low, high in (
-            ("moe_expert_tokens_total", 64.0, 32.0),
-            ("moe_expert_utilization", 1.0, 0.25),
-            ("moe_token_imbalance", 1.5, 4.0),
-            ("moe_routing_entropy", 0.9, 0.1),
-        )
-    }
-    told = Metrics(scrape(**by_layer))
-    assert figures_of(told).layers == [LayerLoad(2, 64, 1.0, 1.5, 0.9), LayerLoad(10, 32, 0.25, 4.0, 0.1)]
-    experts = {
-        "layers": [
-            {"layer": 2, "num_experts": 4, "top_k": 2, "tokens": [1, 9, 0, 2], "utilization": 0.75, "imbalance": 3.0}
-            | {"entropy": 0.6, "dead": [2]}
-        ]
-    }
-    [layer] = figures_of(told, experts).layers
-    assert (layer.choices, layer.busiest, layer.dead, layer.num_experts) == (12, 1, [2], 4)
+def test_layers():
+    even = {"layer": 2, "part": "ffn", "num_experts": 4, "top_k": 2, "tokens": [1, 9, 0, 2], "utilization": 0.75}
+    even |= {"imbalance": 3.0, "entropy": 0.6, "dead": [2]}
+    idle = even | {"layer": 3, "tokens": [0, 0, 0, 0], "utilization": None, "imbalance": None, "entropy": None}
+    experts = {"layers": [even, idle, even | {"part": "attention"}]}
+    layer, attention = figures_of(Metrics(scrape()), experts).layers
+    assert layer == LayerLoad("layer 2", 4, 12, 0.75, 3.0, 0.6, busiest=1, dead=[2])
+    assert attention.name == "layer 2 (attention)"
 
 
-def test_a_series_without_a_number_is_no_figure():
-    metrics = Metrics(scrape(moe_compute_efficiency="NaN", moe_token_imbalance={'{layer="1"}': "NaN"}))
-    assert figures_of(metrics).compute_efficiency is None
-    assert not figures_of(metrics).layers
+def test_a_metric_without_a_number_is_no_figure():
+    assert figures_of(Metrics(scrape(moe_compute_efficiency="NaN"))).compute_efficiency is None
 
 
 def test_flags_and_profile_steer():
@@ -194,6 +180,11 @@ def test_times_of_a_histogram():
     times = figures_of(Metrics(text)).first_token
     assert times == Times(20, 1.1, 1.0, pytest.approx(1.9))
     assert figures_of(Metrics(text)).inter_token is None
+    minute = {"count": 20, "mean": 3.0, "p50": 2.0, "p90": 4.0, "p95": 5.0, "p99": 6.0}
+    recent = figures_of(Metrics(text), status={"latency": {"time_to_first_token": minute}}).first_token
+    assert recent == Times(20, 3.0, 2.0, 5.0, "in the last minute")
+    few = {"latency": {"time_to_first_token": minute | {"count": 19}, "inter_token_latency": None}}
+    assert figures_of(Metrics(text), status=few).first_token == times
 
 
 @pytest.mark.parametrize("text", ["", "process_cpu_seconds_total 3.0\n", "vllm:num_requests_running 1.0\n"])

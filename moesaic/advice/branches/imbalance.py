@@ -15,8 +15,7 @@ def _uneven(f: Figures) -> Answer:
     layer = _most(f, lambda layer: layer.imbalance)
     if layer is None:
         return _too_few(f)
-    who = "" if layer.busiest is None else f" ({layer.busiest})"
-    text = f"layer {layer.layer}: the busiest expert{who} gets {layer.imbalance:.2f} times the mean"
+    text = f"{layer.name}: the busiest expert ({layer.busiest}) gets {layer.imbalance:.2f} times the mean"
     return Answer(layer.imbalance > MOST_IMBALANCE, text)
 
 
@@ -31,7 +30,7 @@ def _unused(f: Figures) -> Answer:
     layer = _most(f, lambda layer: -layer.utilization)
     if layer is None:
         return _too_few(f)
-    text = f"layer {layer.layer}: {layer.utilization:.0%} of the experts got a token"
+    text = f"{layer.name}: {layer.utilization:.0%} of the experts got a token"
     if layer.dead:
         shown = ", ".join(map(str, layer.dead[:8])) + (", ..." if len(layer.dead) > 8 else "")
         text += f" (none: {shown})"

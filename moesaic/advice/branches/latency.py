@@ -1,7 +1,7 @@
 """Do tokens come in time, and if not, what are they waiting for?"""
 
 from moesaic.advice.branches.common import MORE_MEMORY, cache_is_full, is_steered
-from moesaic.advice.figures import Figures, Times
+from moesaic.advice.figures import FEW, Figures, Times
 from moesaic.advice.tree import Advice, Answer, Branch, Question
 
 MOST_FIRST_TOKEN = 1.0  # seconds, of 95 in 100 requests
@@ -9,21 +9,20 @@ MOST_INTER_TOKEN = 0.1
 MOST_STALL = 3.0  # 95th percentile over the median of the time between tokens
 MOST_ROUTING = 0.1  # of a step
 MOST_OUTSIDE = 0.2
-FEW_COMPLETIONS = 20  # fewer say nothing about percentiles
 
 
 def _late_first(f: Figures) -> Answer:
-    return _slower(f.first_token, MOST_FIRST_TOKEN, "first token", f)
+    return _slower(f.first_token, MOST_FIRST_TOKEN, "first token")
 
 
 def _late_next(f: Figures) -> Answer:
-    return _slower(f.inter_token, MOST_INTER_TOKEN, "next token", f)
+    return _slower(f.inter_token, MOST_INTER_TOKEN, "next token")
 
 
-def _slower(times: Times | None, most: float, what: str, f: Figures) -> Answer:
-    if times is None or f.finished < FEW_COMPLETIONS:
-        return Answer(None, f"too few completions yet ({f.finished}) for percentiles of the {what}")
-    text = f"{what} within {_time(times.p95)} for 95 of 100, half of them within {_time(times.median)}"
+def _slower(times: Times | None, most: float, what: str) -> Answer:
+    if times is None or times.count < FEW:
+        return Answer(None, f"too few yet for percentiles of the {what}")
+    text = f"{what} within {_time(times.p95)} for 95 of 100, {_time(times.median)} for half of them, {times.since}"
     return Answer(times.p95 > most, text)
 
 
