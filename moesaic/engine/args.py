@@ -54,6 +54,12 @@ class EngineArgs:
         "the name of an installed one; repeatable, each is given what the one before it made",
         metavar="MODULE:FUNCTION",
     )
+    simulate_routing: str | None = arg(
+        None,
+        "for tests of capacity: experts are drawn by lot, and what the model says means nothing; uniform, "
+        "zipf:EXPONENT (a few experts get most tokens), or replay:FILE with recorded routes",
+        metavar="uniform|zipf:S|replay:FILE",
+    )
     moe_backend: str = arg(
         "auto",
         "who computes: cpu for C++ kernels, reference for plain torch; auto takes the best that can, others must",

@@ -13,6 +13,7 @@ from moesaic.engine.args import EngineArgs
 from moesaic.engine.resolve import resolve
 from moesaic.experts.function_loading import load_function
 from moesaic.experts.functions import RoutingFunctions
+from moesaic.experts.simulated import Simulation
 from moesaic.models.load import eos_token_ids, read_config
 from moesaic.models.spec import ModelSpec
 from moesaic.scheduler.scheduler import Scheduler
@@ -44,6 +45,7 @@ class Engine:
 
     def __init__(self, args: EngineArgs) -> None:
         start = perf_counter()
+        simulation = Simulation.parse(args.simulate_routing) if args.simulate_routing is not None else None
         functions = {name: load_function(name) for name in args.moe_routing_func}
         resolved = resolve(args)
         config = resolved.config
@@ -54,6 +56,8 @@ class Engine:
         if config.model.moe_top_k is not None:
             self.scheduler.kv.routes.server = f"top_k {config.model.moe_top_k}"
         self.answers: dict[str, Callable[..., Any]] = {}
+        if simulation is not None:
+            model.steering.simulate(simulation, args.seed)
         for name, function in functions.items():
             self.register_routing_function(function, name=name)
         self.info = EngineInfo(

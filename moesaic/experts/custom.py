@@ -1,25 +1,28 @@
 """Routes that are not the model's own: behind each router's kernel, functions of a user's decide for the rows whose
-scores they change, and the time that choosing takes is measured.
+scores they change, or all is drawn (`experts.simulated`); and the time that choosing takes is measured.
 
 The kernel chooses for all rows first, by the rules of their requests. Functions are given the scores that these rules
 leave; a row that they leave as it was keeps what the kernel chose, bit by bit. Such steps are computed the plain way.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic, perf_counter
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from moesaic.core.batch import Batch
+from moesaic.core.errors import ConfigError
 from moesaic.core.log import get_logger
 from moesaic.core.step import NewSequence
 from moesaic.experts.function_choice import changed_rows, choose_by_scores, refused
 from moesaic.experts.function_types import DomainTags, RequestIds, RoutingInput
 from moesaic.experts.functions import RoutingFunctions
-from moesaic.experts.routing import Routing, RoutingKernels
+from moesaic.experts.routing import Routing, RoutingKernels, choose_experts
+from moesaic.experts.simulated import SimulatedRoutes
 from moesaic.kernels.route_table import RouteTable
 from moesaic.models.spec import RouterSpec
 
@@ -31,11 +34,12 @@ WARN_SECONDS = 60.0
 
 @dataclass
 class StepTokens:
-    """The T tokens of a step, as functions see them."""
+    """The T tokens of a step, as functions see them; `seeds` `[T]` are those of their sequences."""
 
     tags: DomainTags
     positions: Tensor
     request_ids: RequestIds
+    seeds: npt.NDArray[np.uint64]
 
 
 class CustomRouting:
@@ -43,17 +47,20 @@ class CustomRouting:
 
     Attributes:
         functions: those registered; None until the model is complete.
+        simulated: what all routes are drawn by; None for real ones.
         tokens: of the step; None where nothing decides.
         refused: why functions cannot work on some layer's scores; "" where they can.
     """
 
     def __init__(self) -> None:
         self.functions: RoutingFunctions | None = None
+        self.simulated: SimulatedRoutes | None = None
         self.tokens: StepTokens | None = None
         self.refused = ""
         self._stages: list[Stage] = []
         self._tags: dict[int, list[str]] = {}  # by sequence
         self._requests: dict[int, str] = {}
+        self._seeds: dict[int, int] = {}
         self._seconds = 0.0  # in functions, and in choosing by what they made
         self._kernel_seconds = 0.0
         self._warned = -WARN_SECONDS
@@ -64,28 +71,38 @@ class CustomRouting:
         self._stages.append(Stage(self, layer, kernels))
         return self._stages[-1]
 
+    def simulate(self, simulated: SimulatedRoutes) -> None:
+        """Draw all routes from now on. Raises ConfigError where functions decide."""
+        if self.functions:
+            raise ConfigError("simulate_routing and routing functions exclude each other: choose one")
+        self.simulated = simulated
+        logger.warning("routes are SIMULATED: experts are drawn by lot, and what the model says means nothing")
+
     def meet(self, new: NewSequence) -> None:
         """A sequence has come, or comes back."""
         self._tags[new.seq_id] = new.routing.tags if new.routing is not None else []
         self._requests[new.seq_id] = new.request_id
+        self._seeds[new.seq_id] = new.seed
 
     def forget(self, seq_ids: Iterable[int]) -> None:
         """Sequences have left."""
         for seq_id in seq_ids:
             self._tags.pop(seq_id, None)
             self._requests.pop(seq_id, None)
+            self._seeds.pop(seq_id, None)
 
     def begin(self, batch: Batch) -> None:
         """A step comes."""
         self._seconds, self._kernel_seconds = 0.0, self._in_kernels()
         self.tokens = None
-        if self.functions:
-            device = batch.positions.device
-            sequence = torch.from_numpy(np.repeat(np.arange(len(batch.seq_ids)), batch.query_lens_host)).to(device)
+        if self.functions or self.simulated is not None:
+            rows = np.repeat(np.arange(len(batch.seq_ids)), batch.query_lens_host)
+            sequence = torch.from_numpy(rows).to(batch.positions.device)
             self.tokens = StepTokens(
                 DomainTags([self._tags.get(seq_id, []) for seq_id in batch.seq_ids], sequence),
                 batch.positions,
                 RequestIds([[self._requests.get(seq_id, "")] for seq_id in batch.seq_ids], sequence),
+                np.array([self._seeds.get(seq_id, 0) for seq_id in batch.seq_ids], np.uint64)[rows],
             )
 
     def finish(self, step_seconds: float) -> float:
@@ -147,24 +164,63 @@ class Stage:
             RoutingFunctionError: a function raised, or gave what cannot be chosen by.
         """
         start, before = perf_counter(), self.kernels.route_seconds()
+        if self.custom.simulated is not None:
+            routing = self._drawn(routing, logits, spec, expert_scale, counts, table)
+        else:
+            routing = self._decided(routing, logits, spec, correction, expert_scale, counts, table)
+        self.custom.spent(perf_counter() - start, self.kernels.route_seconds() - before)
+        return routing
+
+    def _decided(
+        self,
+        routing: Routing,
+        logits: Tensor,
+        spec: RouterSpec,
+        correction: Tensor | None,
+        expert_scale: Tensor | None,
+        counts: Tensor | None,
+        table: RouteTable | None,
+    ) -> Routing:
+        """By functions."""
         given = self._given(logits.float().contiguous(), spec, table)
         assert self.custom.functions is not None
         decision = self.custom.functions(given)
         rows = changed_rows(given, decision)
-        if len(rows):
-            assert decision.scores is not None and isinstance(decision.k, Tensor)
-            chosen = choose_by_scores(
-                self.kernels,
-                given.logits[rows],
-                decision.scores[rows].contiguous(),
-                decision.k[rows],
-                spec,
-                correction,
-                expert_scale,
-            )
-            routing = _replaced(routing, rows, chosen, counts)
-        self.custom.spent(perf_counter() - start, self.kernels.route_seconds() - before)
-        return routing
+        if not len(rows):
+            return routing
+        assert decision.scores is not None and isinstance(decision.k, Tensor)
+        chosen = choose_by_scores(
+            self.kernels,
+            given.logits[rows],
+            decision.scores[rows].contiguous(),
+            decision.k[rows],
+            spec,
+            correction,
+            expert_scale,
+        )
+        return _replaced(routing, rows, chosen, counts)
+
+    def _drawn(
+        self,
+        routing: Routing,
+        logits: Tensor,
+        spec: RouterSpec,
+        expert_scale: Tensor | None,
+        counts: Tensor | None,
+        table: RouteTable | None,
+    ) -> Routing:
+        """By lot: as many experts as each row was to have, with the weights that the router gives these."""
+        tokens, simulated = self.custom.tokens, self.custom.simulated
+        assert tokens is not None and simulated is not None
+        positions = tokens.positions.cpu().numpy().astype(np.uint64)
+        choice = torch.from_numpy(simulated.choice(self.layer, tokens.seeds, positions)).to(logits.device)
+        ungrouped = replace(spec, top_k=routing.ids.shape[1], num_groups=1, top_groups=1)
+        drawn = choose_experts(
+            self.kernels.route, logits, ungrouped, None, None, expert_scale, choice=choice.contiguous()
+        )
+        unused = (choice.gather(1, drawn.ids.long()) < 0) | (routing.ids < 0)
+        drawn = Routing(drawn.ids.masked_fill(unused, -1), drawn.weights.masked_fill(unused, 0.0))
+        return _replaced(routing, torch.arange(len(logits), device=logits.device), drawn, counts)
 
     def _given(self, logits: Tensor, spec: RouterSpec, table: RouteTable | None) -> RoutingInput:
         """What functions are given: logits and k as the rows' rules make them."""

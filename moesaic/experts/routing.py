@@ -149,8 +149,9 @@ def choose_experts(
     expert_scale: Tensor | None = None,
     table: RouteTable | None = None,
     stage: "Stage | None" = None,
+    choice: Tensor | None = None,
 ) -> Routing:
-    """Where tokens go whose experts have these logits `[T, E]`."""
+    """Where tokens go whose experts have these logits `[T, E]`; chosen by `choice` `[T, E]`, if that is given."""
     chosen = route(
         logits,
         spec.top_k if table is None or not table.active else table.width,
@@ -170,6 +171,7 @@ def choose_experts(
         expert_scale=expert_scale,
         counts=counts,
         table=table,
+        choice=choice,
     )
     routing = Routing(*chosen)
     if stage is not None and stage.active:

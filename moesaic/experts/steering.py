@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from moesaic.core.batch import Batch
-from moesaic.core.errors import UnsupportedError
+from moesaic.core.errors import ConfigError, UnsupportedError
 from moesaic.core.routing import LayerShape, MoeShape, RequestRouting, fold
 from moesaic.core.step import NewSequence
 from moesaic.experts.custom import CustomRouting
 from moesaic.experts.functions import RoutingFunctions
+from moesaic.experts.simulated import SimulatedRoutes, Simulation
 from moesaic.experts.stats import ExpertStats
 from moesaic.kernels.route_table import RouteTable, Rule, RuledRows
 
@@ -69,8 +70,19 @@ class Steering:
     def functions(self) -> RoutingFunctions:
         """The model's routing functions."""
         if self.custom.functions is None:
-            self.custom.functions = RoutingFunctions(self.shape, self.fixed or self.custom.refused)
+            refused = "all routes are simulated" if self.custom.simulated is not None else self.custom.refused
+            self.custom.functions = RoutingFunctions(self.shape, self.fixed or refused)
         return self.custom.functions
+
+    def simulate(self, simulation: Simulation, seed: int) -> None:
+        """Draw all routes from now on.
+
+        Raises:
+            ConfigError: the model has no experts, or others than were recorded; or its routes are not ours.
+        """
+        if self.fixed or self.shape is None:
+            raise ConfigError(f"routes cannot be simulated: {self.fixed or 'this model has no experts'}")
+        self.custom.simulate(SimulatedRoutes(simulation, self.shape, seed))
 
     @property
     def plain(self) -> bool:

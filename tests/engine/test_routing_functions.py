@@ -77,7 +77,7 @@ def test_two_tags_in_one_batch_and_a_neighbour_without(tiny_model):
     assert together[1] != run(plain, PROMPTS[1:2], [NONE])[0]
     assert together[1] == run(llm, PROMPTS[1:2], [FINANCE])[0]
     assert together[3] == run(llm, PROMPTS[3:4], [BOTH])[0]
-    index, logits, ids, weights = watched.seen[0]
+    _, logits, ids, weights = watched.seen[0]
     scores = logits.softmax(-1)
     first = len(PROMPTS[0])
     finance = torch.zeros(len(ids), dtype=torch.bool)
