@@ -111,9 +111,9 @@ LATENCY = Branch(
                     "has its tags."
                 ),
                 no=Advice(
-                    "Requests with routing options interrupt recorded steps at every layer: give them as a profile or "
-                    "to fewer requests; where none has any, --enforce-eager or a small model on a busy machine shows "
-                    "here, and --threads 1 may be faster."
+                    "Requests whose top_k is above the model's make steps that are computed plainly instead of replayed: "
+                    "ask for fewer. Where none does, it is a small model, or a step of few tokens, in which routers "
+                    "weigh more than elsewhere."
                 ),
             ),
         ),
