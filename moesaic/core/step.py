@@ -57,6 +57,7 @@ class StepPlan(msgspec.Struct):
         advance: the batch, in order.
         restores, saves: recurrent state to copy from slot to slot (source, target), in order, before the step (to new
             sequences) and after it (from sequences to checkpoints).
+        records: the routes of all tokens are wanted.
     """
 
     gone: list[int]
@@ -64,6 +65,7 @@ class StepPlan(msgspec.Struct):
     advance: list[Advance]
     restores: list[tuple[int, int]] = []
     saves: list[tuple[int, int]] = []
+    records: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -87,8 +89,10 @@ class StepResult(msgspec.Struct):
     Attributes:
         forward_seconds: time inside the model, for the engine's own overhead.
         routing_seconds: of this, time that choosing experts took, from logits to ids and weights, in all layers.
+        routes: of all tokens, in the order of the plan, as if they were one sequence's; where the plan asks for them.
     """
 
     sampled: list[Sampled]
     forward_seconds: float
     routing_seconds: float = 0.0
+    routes: RoutedTokens | None = None

@@ -10,6 +10,7 @@ from moesaic.core.messages import EngineInfo, EngineStats
 from moesaic.core.request import EngineRequest, SequenceUpdate
 from moesaic.core.step import Sampled, StepPlan, StepResult
 from moesaic.engine.args import EngineArgs
+from moesaic.engine.recording import RouteRecording
 from moesaic.engine.resolve import resolve
 from moesaic.experts.function_loading import load_function
 from moesaic.experts.functions import RoutingFunctions
@@ -40,6 +41,7 @@ class Engine:
 
     Attributes:
         info: what a front end must know.
+        recording: of the routes of all tokens, where that is asked for.
         answers: what `ask` can be asked: kind -> a function of the question's arguments, which returns plain data.
     """
 
@@ -55,6 +57,12 @@ class Engine:
         model = self.executor.model
         if config.model.moe_top_k is not None:
             self.scheduler.kv.routes.server = f"top_k {config.model.moe_top_k}"
+        self.recording = RouteRecording(resolved.names[0], model.expert_stats.taps)
+        self.answers: dict[str, Callable[..., Any]] = {
+            "profile_start": self.recording.start,
+            "profile_stop": self.recording.stop,
+            "profile_status": self.recording.status,
+        }
         self.answers: dict[str, Callable[..., Any]] = {}
         if simulation is not None:
             model.steering.simulate(simulation, args.seed)
@@ -141,7 +149,10 @@ class Engine:
         """Run one step: plan it, execute it, book what it did."""
         start = perf_counter()
         plan = self.scheduler.schedule()
+        plan.records = self.recording.active
         result = self._execute(plan)
+        if plan.records:
+            self.recording.take(plan, result.routes, self.scheduler.sequence)
         updates = self.scheduler.update(plan, result)
         self._let_go()
         self._count(perf_counter() - start, result)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
-from os import PathLike
+from os import PathLike, fspath
 from typing import Any
 
 from moesaic.core.errors import RequestError
@@ -100,6 +100,33 @@ class LLM:
     def unregister_moe_routing_func(self, name: str) -> None:
         """Let it decide no more."""
         self.llm_engine.unregister_moe_routing_func(name)
+
+    def start_moe_profile(
+        self, path: str | PathLike[str], *, tags: list[str] | None = None, stream_tokens: int = 0
+    ) -> None:
+        """Record where tokens go, from now on, for a file that `stop_moe_profile` writes (`experts.profile_file`).
+
+        Args:
+            path: of the file; one that is there is replaced.
+            tags: record only requests with one of these; all by default.
+            stream_tokens: keep the choices of so many tokens one by one, too, for `--simulate-routing replay:FILE`.
+
+        Raises:
+            RequestError: routes are being recorded already, the model has no experts, or nothing can be at `path`.
+        """
+        self.llm_engine.ask("profile_start", path=fspath(path), tags=tags, stream_tokens=stream_tokens, overwrite=True)
+
+    def stop_moe_profile(self) -> dict[str, Any]:
+        """Write the file.
+
+        Returns:
+            `path`, `tokens`, `seconds` and `bytes`.
+
+        Raises:
+            RequestError: nothing is being recorded, or the file cannot be written.
+        """
+        status: dict[str, Any] = self.llm_engine.ask("profile_stop")
+        return {name: status[name] for name in ("path", "tokens", "seconds", "bytes")}
 
     def load_routing_profile(self, profile: str | PathLike[str] | Mapping[str, Any]) -> str:
         """Take a routing profile: a file, which is read again when it changes, or what would stand in one.

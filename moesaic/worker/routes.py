@@ -37,25 +37,27 @@ class StepRoutes:
 
 
 def routes_of_step(stats: ExpertStats, num_tokens: int, rows: NDArray[np.int64] | None = None) -> StepRoutes | None:
-    """What was chosen in the last step, of `num_tokens` tokens; None where no router was heard of.
+    """What was chosen in the last step, of `num_tokens` tokens; None for a model without routers.
 
     Args:
         rows: of the step's tokens, those wanted; all by default.
     """
-    chosen = list(stats.of_step(num_tokens))
-    if not chosen:
+    if not stats.taps:
         return None
-    width = max(ids.shape[1] for _, ids, _ in chosen)
-    shape = (num_tokens if rows is None else len(rows), len(chosen), width)
+    chosen = list(stats.of_step(num_tokens))
+    places = {tap.row: i for i, tap in enumerate(stats.taps)}
+    width = max((ids.shape[1] for _, ids, _ in chosen), default=1)
+    shape = (num_tokens if rows is None else len(rows), len(places), width)
     all_ids, all_weights = np.full(shape, -1, dtype=np.int16), np.zeros(shape, dtype=np.float32)
-    for i, (tap, ids, weights) in enumerate(chosen):
+    for tap, ids, weights in chosen:
+        i = places[tap.row]
         found, given = ids.detach().cpu().numpy(), weights.detach().float().cpu().numpy()
         if rows is not None:
             found, given = found[rows], given[rows]
         there = (found >= 0) & (found < tap.num_experts)  # others name no expert
         all_ids[:, i, : found.shape[1]] = np.where(there, found, -1)
         all_weights[:, i, : found.shape[1]] = np.where(there, given, 0)
-    return StepRoutes([tap.layer for tap, _, _ in chosen], all_ids, all_weights)
+    return StepRoutes([tap.layer for tap in stats.taps], all_ids, all_weights)
 
 
 def rows_of(advance: list[Advance], wanted: set[int]) -> tuple[NDArray[np.int64], list[tuple[Advance, int, int]]]:

@@ -6,6 +6,7 @@ from time import perf_counter
 import torch
 
 from moesaic.core.batch import Batch
+from moesaic.core.routes import RoutedTokens
 from moesaic.core.step import Advance, Sampled, StepPlan, StepResult
 from moesaic.layers.kv_cache import Cache, StateCache
 from moesaic.models.served import ServedModel
@@ -75,7 +76,12 @@ class Runner:
         answers = _merge(plan.advance, sampled, prompt_logprobs)
         if self._routed:
             answers = self._with_routes(plan.advance, batch, answers)
-        return StepResult(answers, forward_seconds, routing_seconds)
+        return StepResult(answers, forward_seconds, routing_seconds, self._all_routes(batch) if plan.records else None)
+
+    def _all_routes(self, batch: Batch) -> RoutedTokens | None:
+        """The routes of every token, for a recorder."""
+        routes = routes_of_step(self.model.expert_stats, batch.num_tokens)
+        return None if routes is None else routes.part(0, batch.num_tokens, 0)
 
     def _with_routes(self, advance: list[Advance], batch: Batch, answers: list[Sampled]) -> list[Sampled]:
         """The answers, with the routes of the sequences that asked for them."""

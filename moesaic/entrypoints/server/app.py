@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from moesaic import __version__
-from moesaic.entrypoints.server import advice, chat, completions, errors, pages, routing, status
+from moesaic.entrypoints.server import advice, chat, completions, errors, pages, recording, routing, status
 from moesaic.entrypoints.server.middleware import ID_HEADER, ApiKeys, RequestScope
 from moesaic.entrypoints.server.settings import ServerArgs
 
@@ -19,7 +19,8 @@ def create_app(engine: "AsyncEngine", settings: ServerArgs) -> FastAPI:
     # FastAPI's own documentation pages load their scripts from elsewhere; the schema itself stays
     app = FastAPI(title="moesaic", version=__version__, docs_url=None, redoc_url=None)
     app.state.engine = engine
-    for part in (status, advice, routing, completions, chat):
+    app.state.profile_folder = settings.moe_profile_dir
+    for part in (status, advice, routing, recording, completions, chat):
         app.include_router(part.router)
     pages.install(app)
     errors.install(app)

@@ -43,8 +43,21 @@ def run_server(engine_args: EngineArgs, settings: ServerArgs) -> int:
         os.environ["MOESAIC_LOG_LEVEL"] = settings.log_level  # the engine process inherits it
     setup_logging()
     _adopt_uvicorn_log()
+    _make_folder(settings.moe_profile_dir)
     with _listening_socket(settings) as sock:  # first of all: a port in use shows before the model is loaded
         return asyncio.run(_serve(engine_args, settings, sock, started))
+
+
+def _make_folder(folder: str | None) -> None:
+    """Make the folder for recorded routes, so that what is wrong with it shows now."""
+    if folder is None:
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--moe-profile-dir: cannot make {folder}: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"--moe-profile-dir: {folder} may not be written in")
 
 
 async def _serve(engine_args: EngineArgs, settings: ServerArgs, sock: socket.socket, started: float) -> int:

@@ -26,6 +26,12 @@ class ServerArgs:
     allowed_origins: list[str] = arg(
         [], "origin whose web pages may call this server (CORS); * for all; repeatable", metavar="ORIGIN"
     )
+    moe_profile_dir: str | None = arg(
+        None,
+        "folder that POST /v1/moe/profile/start may write recorded routes into; it is made if it is not there, and "
+        "without it nothing is recorded over HTTP",
+        metavar="DIR",
+    )
     log_level: str | None = arg(None, "what is logged; else MOESAIC_LOG_LEVEL decides, else info", choices=LOG_LEVELS)
     disable_log_requests: bool = arg(False, "do not log a line for each finished request")
     grace_seconds: float = arg(5.0, "how long running requests may go on after a signal to stop")
