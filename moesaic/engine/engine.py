@@ -63,7 +63,6 @@ class Engine:
             "profile_stop": self.recording.stop,
             "profile_status": self.recording.status,
         }
-        self.answers: dict[str, Callable[..., Any]] = {}
         if simulation is not None:
             model.steering.simulate(simulation, args.seed)
         for name, function in functions.items():
