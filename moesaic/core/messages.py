@@ -16,6 +16,7 @@ class EngineInfo(msgspec.Struct, kw_only=True):
         names: what clients may call the model, the first is canonical.
         eos_token_ids: of the model's generation config or config.
         num_blocks, block_size: the KV cache; a sequence needs ceil(tokens / block_size) blocks.
+        kv_bytes: memory of the KV cache.
         num_state_slots: places for recurrent state, one a running sequence; 0 for models without any.
         most_prompt_tokens: where prompts are computed whole, in one step; None where they may be divided.
         moe: the layers of experts; None for a model without any.
@@ -32,6 +33,7 @@ class EngineInfo(msgspec.Struct, kw_only=True):
     eos_token_ids: list[int]
     num_blocks: int
     block_size: int
+    kv_bytes: int = 0
     num_state_slots: int = 0
     most_prompt_tokens: int | None = None
     moe: MoeShape | None = None
@@ -60,6 +62,49 @@ class EngineStats(msgspec.Struct, array_like=True):
     step_seconds_total: float = 0.0
     forward_seconds_total: float = 0.0
     routing_seconds_total: float = 0.0  # of this, choosing experts, from logits to ids and weights
+
+
+class LayerSummary(msgspec.Struct, array_like=True):
+    """How one router's tokens spread over its experts in the last minute (docs/statistics.md).
+
+    Attributes:
+        layer: the decoder layer's index.
+        part: what the experts are, "ffn" or "attention".
+        imbalance, entropy: None where no token came.
+        dead: how many experts got none, where some got any.
+        tokens_total: choices since the start; a token with k experts counts k times.
+    """
+
+    layer: int
+    part: str
+    utilization: float
+    imbalance: float | None
+    entropy: float | None
+    dead: int
+    tokens_total: int
+
+
+class MoeSummary(msgspec.Struct, array_like=True):
+    """What metrics follow of experts and memory; at most once a second.
+
+    Attributes:
+        time: by the engine's own clock.
+        seconds: how far back the figures of the layers reach.
+        recomputed_tokens_total: computed again after a preemption, and counted once.
+        compute_efficiency: rows routed over rows computed in blocks, in the last minute; None where none were.
+        kv_fragmentation: share of the places in used KV blocks that hold no token; None where none is used.
+        expert_fragmentation: share of the bytes of expert pages that no weight fills; None where there are none.
+        expert_bytes: of expert pages.
+    """
+
+    time: float
+    seconds: float
+    layers: list[LayerSummary]
+    recomputed_tokens_total: int = 0
+    compute_efficiency: float | None = None
+    kv_fragmentation: float | None = None
+    expert_fragmentation: float | None = None
+    expert_bytes: int = 0
 
 
 class Add(msgspec.Struct, tag=True):
@@ -98,10 +143,11 @@ class Ready(msgspec.Struct, tag=True):
 
 
 class StepEvents(msgspec.Struct, tag=True):
-    """From the engine, once a step: all that happened in it."""
+    """From the engine, once a step: all that happened in it; at most once a second with what its experts do."""
 
     updates: list[SequenceUpdate]
     stats: EngineStats
+    moe: MoeSummary | None = None
 
 
 class Answer(msgspec.Struct, tag=True):

@@ -59,6 +59,7 @@ class Sequence:
         num_committed: leading blocks that were offered to the prefix cache.
         state_slot: where its recurrent state lies; -1 for none.
         num_cached: prompt tokens that the prefix cache gave at first admission.
+        queue_seconds: from the request's arrival to the first admission.
         prompt_rows_done: rows of prompt log-probabilities already reported (a preempted one computes them again).
         routes_done: tokens whose routes were already reported, likewise.
         parent: the sequence of the same request whose prompt blocks this one will share.
@@ -75,6 +76,7 @@ class Sequence:
     num_committed: int = 0
     state_slot: int = -1
     num_cached: int | None = None
+    queue_seconds: float = 0.0
     prompt_rows_done: int = 0
     routes_done: int = 0
     parent: "Sequence | None" = None
@@ -114,6 +116,7 @@ class SequenceUpdate(msgspec.Struct, array_like=True):
         error: set when finish_reason is "error".
         routes: of the tokens that this step computed for the first time, when asked for; the new token is not among
             them yet.
+        queue_seconds: with the first token: from the request's arrival to the first step with tokens of it.
     """
 
     request_id: str
@@ -126,3 +129,4 @@ class SequenceUpdate(msgspec.Struct, array_like=True):
     num_cached: int = 0
     error: str | None = None
     routes: RoutedTokens | None = None
+    queue_seconds: float | None = None

@@ -1,13 +1,16 @@
 """AsyncEngine: the API process's face of the engine process. Torch-free; one batch of events a step comes in."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from itertools import count
 from typing import Any
 
+import msgspec
+
 from moesaic.core.errors import EngineDeadError, MoesaicError, RequestError
 from moesaic.core.log import get_logger
-from moesaic.core.messages import Abort, Add, Answer, Ask, EngineInfo, EngineStats, StepEvents
+from moesaic.core.messages import Abort, Add, Answer, Ask, EngineInfo, EngineStats, MoeSummary, StepEvents
 from moesaic.core.outputs import RequestOutput
 from moesaic.core.sampling_params import SamplingParams
 from moesaic.engine.args import EngineArgs
@@ -18,12 +21,14 @@ from moesaic.engine.supervisor import EngineProcess, error_of
 from moesaic.engine.tokenizer import Tokenizer
 
 logger = get_logger(__name__)
+REFRESH_TIMEOUT = 0.5  # seconds
 
 
 class AsyncEngine:
     """Many requests at once, each an asynchronous stream of outputs.
 
     Attributes:
+        args: what it was started with.
         info: what the engine told when it was ready.
         stats: its counters after the latest step.
         metrics: for Prometheus.
@@ -31,8 +36,13 @@ class AsyncEngine:
     """
 
     def __init__(
-        self, process: EngineProcess, tokenizer: Tokenizer | None, profiles: RoutingProfiles | None = None
+        self,
+        args: EngineArgs,
+        process: EngineProcess,
+        tokenizer: Tokenizer | None,
+        profiles: RoutingProfiles | None = None,
     ) -> None:
+        self.args = args
         self.info: EngineInfo = process.info
         self.tokenizer = tokenizer
         self.stats = EngineStats(
@@ -61,7 +71,7 @@ class AsyncEngine:
         try:
             path = args.tokenizer or process.info.model_path
             tokenizer = None if args.skip_tokenizer_init else Tokenizer(path, args.chat_template)
-            return cls(process, tokenizer, profiles)
+            return cls(args, process, tokenizer, profiles)
         except BaseException:
             await process.stop()
             raise
@@ -126,6 +136,13 @@ class AsyncEngine:
         finally:
             del self._questions[number]
 
+    async def refresh(self) -> None:
+        """Bring what metrics say of experts and memory up to date; they stay as they are while the engine is dead, or
+        busy with a long step."""
+        with contextlib.suppress(TimeoutError, MoesaicError):
+            summary = await asyncio.wait_for(self.ask("summary"), REFRESH_TIMEOUT)
+            self.metrics.observe_moe(msgspec.convert(summary, MoeSummary))
+
     async def abort(self, request_id: str) -> None:
         """Forget a request. Unknown ids are ignored."""
         self._frontend.forget(request_id)
@@ -180,7 +197,7 @@ class AsyncEngine:
     async def _dispatch(self, events: StepEvents) -> None:
         self.stats = events.stats
         outputs, stopped = self._frontend.process(events.updates)
-        self.metrics.observe_step(events.stats, events.updates, outputs)
+        self.metrics.observe_step(events.stats, events.updates, outputs, events.moe)
         for output in outputs:
             queue = self._queues.get(output.request_id)
             if queue is not None:

@@ -4,16 +4,20 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
+from torch import nn
+
 from moesaic.core.errors import ConfigError, MoesaicError, RequestError, unknown_name
 from moesaic.core.log import get_logger
-from moesaic.core.messages import EngineInfo, EngineStats
+from moesaic.core.messages import EngineInfo, EngineStats, MoeSummary
 from moesaic.core.request import EngineRequest, SequenceUpdate
 from moesaic.core.step import Sampled, StepPlan, StepResult
 from moesaic.engine.args import EngineArgs
+from moesaic.engine.moe_statistics import MoeStatistics, expert_memory
 from moesaic.engine.recording import RouteRecording
 from moesaic.engine.resolve import resolve
 from moesaic.experts.function_loading import load_function
 from moesaic.experts.functions import RoutingFunctions
+from moesaic.experts.load import share
 from moesaic.experts.simulated import Simulation
 from moesaic.models.load import eos_token_ids, read_config
 from moesaic.models.spec import ModelSpec
@@ -57,11 +61,15 @@ class Engine:
         model = self.executor.model
         if config.model.moe_top_k is not None:
             self.scheduler.kv.routes.server = f"top_k {config.model.moe_top_k}"
+        self.statistics = MoeStatistics(model.expert_stats, model.steering.routings)
+        self._expert_memory = expert_memory(model) if isinstance(model, nn.Module) else (0, 0)
         self.recording = RouteRecording(resolved.names[0], model.expert_stats.taps)
         self.answers: dict[str, Callable[..., Any]] = {
             "profile_start": self.recording.start,
             "profile_stop": self.recording.stop,
             "profile_status": self.recording.status,
+            "experts": self.statistics.experts,
+            "summary": self.summary,
         }
         if simulation is not None:
             model.steering.simulate(simulation, args.seed)
@@ -77,6 +85,7 @@ class Engine:
             eos_token_ids=eos_token_ids(config.model.path, read_config(config.model.path)),
             num_blocks=kv.num_blocks,
             block_size=config.cache.block_size,
+            kv_bytes=kv.num_blocks * kv.bytes_per_block,
             num_state_slots=kv.num_slots,
             most_prompt_tokens=config.scheduler.max_num_batched_tokens if config.scheduler.whole_prompts else None,
             moe=model.steering.shape,
@@ -166,8 +175,11 @@ class Engine:
 
     def _execute(self, plan: StepPlan) -> StepResult:
         """A step that fails takes down the sequences in it, and nothing else."""
+        self.statistics.before_step()
         try:
-            return self.executor.execute(plan)
+            result = self.executor.execute(plan)
+            self.statistics.after_step(plan)
+            return result
         except Exception as error:
             logger.exception("a step of %d tokens failed", plan.num_tokens)
             kind = "" if isinstance(error, MoesaicError) else f"{type(error).__name__}: "
@@ -185,6 +197,14 @@ class Engine:
     def stats(self) -> EngineStats:
         """Counters and gauges as they are now."""
         return self.scheduler.snapshot()
+
+    def summary(self) -> MoeSummary:
+        """Figures of experts and memory as they are now."""
+        summary = self.statistics.summary()
+        allocated, filled = self._expert_memory
+        summary.expert_bytes, summary.expert_fragmentation = allocated, share(allocated - filled, allocated)
+        summary.kv_fragmentation = self.scheduler.fragmentation()
+        return summary
 
     def check_integrity(self) -> None:
         """Prove that the blocks in use are exactly those that live sequences hold; raises MoesaicError."""

@@ -91,7 +91,8 @@ def _serve(engine: "Engine", socket: "zmq.Socket[bytes]") -> None:
                 refused += _take(engine, message)
             wait = 0
         updates = refused + (engine.step() if engine.has_unfinished else [])
-        socket.send(encode(StepEvents(updates, engine.stats)))
+        moe = engine.summary() if engine.statistics.due else None
+        socket.send(encode(StepEvents(updates, engine.stats, moe)))
 
 
 def _answer(engine: "Engine", question: Ask) -> Answer:

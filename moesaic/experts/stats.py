@@ -6,9 +6,11 @@ whichever way the step was computed.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -25,18 +27,19 @@ class Tap:
         layer: index of the decoder layer.
         part: what the experts are: feed-forwards, or attention's projections.
         num_experts, top_k: of the router; top_k is what the model has, whatever a request asks for.
-        counts: `[E]` int64, a view that stays where it is.
+        counts: `[E]` int64, a view that stays where it is; None where nothing is counted.
     """
 
     def __init__(self, stats: "ExpertStats", row: int, layer: int, part: Part, num_experts: int, top_k: int) -> None:
         self.row, self.layer, self.part = row, layer, part
         self.num_experts, self.top_k = num_experts, top_k
-        self.counts = stats.counts[row, :num_experts]
+        self.counts = stats.counts[row, :num_experts] if stats.enabled else None
         self._stats = stats
 
     def note(self, routing: "Routing") -> None:
         """Keep what was chosen for the tokens of this step, until the next step."""
-        self._stats.routes[self.row] = routing
+        if self.counts is not None:
+            self._stats.routes[self.row] = routing
 
 
 class ExpertStats:
@@ -49,7 +52,10 @@ class ExpertStats:
         routes: by row, what was chosen in the last step. In a replayed step the tensors are the recording's own, of
             which the first rows are the step's; `of_step` cuts them.
         taps: of the rows that have a router, in the order of the layers.
+        enabled: false where a benchmark wants to know what all this costs: models built then count nothing.
     """
+
+    enabled: ClassVar[bool] = True
 
     def __init__(self, num_layers: int, num_experts: int, device: torch.device, num_more: int = 0) -> None:
         self.num_layers = num_layers
@@ -84,6 +90,23 @@ class ExpertStats:
             routing = self.routes[tap.row]
             if routing is not None:
                 yield tap, routing.ids[:num_tokens], routing.weights[:num_tokens]
+
+    def stacked(self, num_tokens: int) -> NDArray[np.int32]:
+        """The ids that all routers chose in the last step, `[taps, T, k]` in the order of `taps`: a copy.
+
+        Where some choose fewer than others, the choices that they lack are -1.
+        """
+        routes = [self.routes[tap.row] for tap in self.taps]
+        ids = [routing.ids for routing in routes if routing is not None]
+        width = max((part.shape[1] for part in ids), default=0)
+        if len(ids) == len(routes) and all(part.shape[1] == width for part in ids):
+            same: NDArray[np.int32] = torch.stack(ids)[:, :num_tokens].numpy(force=True)
+            return same
+        out = np.full((len(routes), num_tokens, width), -1, dtype=np.int32)
+        for i, routing in enumerate(routes):
+            if routing is not None:
+                out[i, :, : routing.ids.shape[1]] = routing.ids[:num_tokens].numpy(force=True)
+        return out
 
     def learn(self) -> None:
         """After a trial of code that is not ours: how many experts its tokens have, from what was chosen; routers that

@@ -48,6 +48,15 @@ class ExpertPages(Layer):
         """What the kernel takes: `slot_of`, and weights by slot."""
         return self.packed or self
 
+    @property
+    def memory(self) -> tuple[int, int]:
+        """Bytes of the pages: set aside, and of these filled by weights."""
+        if self.packed is None:
+            filled = self.gate_up.nbytes + self.down.nbytes
+            return filled, filled
+        pages = [(up.nbytes, down.nbytes) for up, down in zip(self.packed.gate_up, self.packed.down, strict=True)]
+        return sum(round_up(round_up(up, 64) + down, PAGE) for up, down in pages), sum(map(sum, pages))
+
     def own_weights(self) -> list[Any]:
         biases = (self.gate_up_bias or []) + (self.down_bias or [])
         return [*super().own_weights(), *biases, *(self.packed.gate_up + self.packed.down if self.packed else [])]

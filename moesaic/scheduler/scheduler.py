@@ -6,6 +6,7 @@ length under one token budget. Chunked prefill, prefix-cache hits and preemption
 
 from bisect import insort
 from operator import attrgetter
+from time import time
 
 from moesaic.core.config import CacheConfig, SchedulerConfig
 from moesaic.core.errors import RequestError
@@ -175,6 +176,7 @@ class Scheduler:
         self.kv.admit(seq, prefix)
         if seq.num_cached is None:
             seq.num_cached = seq.num_computed
+            seq.queue_seconds = max(0.0, time() - seq.request.arrival_time)
             if self.kv.cache.enabled and seq.parent is None:
                 self.stats.prefix_queries_total += seq.prompt_len
                 self.stats.prefix_hits_total += seq.num_cached
@@ -240,6 +242,8 @@ class Scheduler:
         elif sampled.token_id is not None:
             seq.token_ids.append(sampled.token_id)
             update.new_token_ids = [sampled.token_id]
+            if seq.num_generated == 1:
+                update.queue_seconds = seq.queue_seconds
             if sampled.logprobs is not None:
                 update.logprobs = [sampled.logprobs]
             update.finish_reason, update.stop_reason = self._end_of(seq, sampled.token_id)
@@ -280,6 +284,13 @@ class Scheduler:
             self.stats.state_slots_used = self.kv.states.num_held
             self.stats.state_checkpoints = self.kv.states.num_checkpoints
         return self.stats
+
+    def fragmentation(self) -> float | None:
+        """Share of the places in used blocks that hold no token; None where no block is used. Blocks that several
+        sequences hold are full, so what is empty is the end of each sequence's own last block."""
+        places = self.kv.pool.num_used * self.kv.block_size
+        empty = sum(len(seq.block_ids) * self.kv.block_size - seq.num_computed for seq in self.running)
+        return empty / places if places else None
 
     def check_integrity(self) -> None:
         """Prove that reference counts add up to used blocks, that each state slot is in one place, and that no sequence

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from moesaic.core.outputs import RequestOutput
 from moesaic.core.request import EngineRequest, LogprobRow, SequenceUpdate
 from moesaic.core.routing import LayerShape, MoeShape
 from moesaic.core.sampling_params import SamplingParams
+from moesaic.engine.args import EngineArgs
 from moesaic.engine.frontend import Frontend, Prompt
 from moesaic.engine.metrics import Metrics
 from moesaic.engine.tokenizer import Tokenizer
@@ -85,6 +86,15 @@ class FakeEngine:
         self.aborted: list[str] = []
         self._frontend = Frontend(self.info, tokenizer)
         self.profiles = self._frontend.profiles
+        self.args = EngineArgs()
+        self.answers: dict[str, Callable[..., Any]] = {"experts": lambda **_: None}
+
+    async def ask(self, kind: str, **arguments: Any) -> Any:
+        return self.answers[kind](**arguments)
+
+    async def refresh(self) -> None:
+        if "summary" in self.answers:
+            self.metrics.observe_moe(self.answers["summary"]())
 
     async def generate(
         self,

@@ -6,7 +6,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from moesaic import __version__
-from moesaic.entrypoints.server import advice, chat, completions, errors, pages, recording, routing, status
+from moesaic.entrypoints.server import advice, chat, completions, errors, moe, pages, recording, routing, status
 from moesaic.entrypoints.server.middleware import ID_HEADER, ApiKeys, RequestScope
 from moesaic.entrypoints.server.settings import ServerArgs
 
@@ -20,7 +20,10 @@ def create_app(engine: "AsyncEngine", settings: ServerArgs) -> FastAPI:
     app = FastAPI(title="moesaic", version=__version__, docs_url=None, redoc_url=None)
     app.state.engine = engine
     app.state.profile_folder = settings.moe_profile_dir
-    for part in (status, advice, routing, recording, completions, chat):
+    app.state.settings = settings
+    if settings.metrics_aliases is not None:
+        engine.metrics.add_vllm_names()
+    for part in (status, moe, advice, routing, recording, completions, chat):
         app.include_router(part.router)
     pages.install(app)
     errors.install(app)

@@ -34,6 +34,9 @@ class ServerArgs:
     )
     log_level: str | None = arg(None, "what is logged; else MOESAIC_LOG_LEVEL decides, else info", choices=LOG_LEVELS)
     disable_log_requests: bool = arg(False, "do not log a line for each finished request")
+    metrics_aliases: str | None = arg(
+        None, "export metrics by another engine's names too, for its boards", choices=("vllm",)
+    )
     grace_seconds: float = arg(5.0, "how long running requests may go on after a signal to stop")
 
     def __post_init__(self) -> None:

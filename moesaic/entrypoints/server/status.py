@@ -54,5 +54,7 @@ async def version() -> Response:
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """For Prometheus."""
-    content, content_type = engine_of(request).metrics.render()
+    engine = engine_of(request)
+    await engine.refresh()
+    content, content_type = engine.metrics.render()
     return Response(content, media_type=content_type)

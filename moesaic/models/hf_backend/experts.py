@@ -150,7 +150,8 @@ class _Counted:
 def note(tap: Tap, ids: Tensor, weights: Tensor) -> Routing:
     """Count the choices `[T, k]` and keep them, as our own routers give them: ids that name no expert are -1."""
     named = (ids >= 0) & (ids < tap.num_experts)
-    tap.counts.add_(torch.bincount(ids[named], minlength=tap.num_experts))
+    if tap.counts is not None:
+        tap.counts.add_(torch.bincount(ids[named], minlength=tap.num_experts))
     routing = Routing(
         torch.where(named, ids, -1).int().contiguous(), torch.where(named, weights, 0.0).float().contiguous()
     )
