@@ -4,9 +4,10 @@ What each claim would mean, and what came out, stands in docs/claims.md. Routes 
 that its training never saw, or drawn at random where a claim is of a shape; times are of interleaved runs.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from time import perf_counter
+from typing import TypeVar
 
 import click
 import numpy as np
@@ -24,6 +25,7 @@ from moesaic.kernels.cpu.packed import PackedMatrix
 from moesaic.kernels.reference_router import route
 
 BENCH = "claims"
+Key = TypeVar("Key", bound=Hashable)
 EXPERTS, TOP_K, GROUPS, TOP_GROUPS = 256, 8, 8, 4  # DeepSeek-V3's router
 TOKENS = 4096
 SKEWS = {"even": 0.0, "uneven": 1.0}  # standard deviation of what experts' logits have in common, to tokens' own
@@ -193,29 +195,64 @@ def expert_bytes() -> Iterator[Figure]:
 def block_sizes(runs: int) -> Iterator[Figure]:
     """A layer of experts with the most rows of a block set, against the kernel's own choice, in turns."""
     layer, _ = _layer(WeightFormat("bf16"), BLOCK_EXPERTS)
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(BLOCK_TOKENS, HIDDEN, generator=generator)
-    weights = torch.rand(BLOCK_TOKENS, TOP_K, generator=generator)
-    ids = torch.rand(BLOCK_TOKENS, BLOCK_EXPERTS, generator=generator).topk(TOP_K).indices.int()
-    samples: dict[int, list[float]] = {size: [] for size in (0, *BLOCK_SIZES)}
-    for run in range(runs + 1):
-        for size, seconds in samples.items():
-            start = perf_counter()
-            fused_moe(hidden, ids, weights, layer, block_size=size)
-            if run:  # the first one warms up
-                seconds.append((perf_counter() - start) * 1e3)
+    ids = _choices(BLOCK_TOKENS, torch.zeros(BLOCK_EXPERTS))
+    calls = {size: partial(_call(layer, ids), block_size=size) for size in (0, *BLOCK_SIZES)}
+    samples = _in_turns(calls, runs)
     for size in BLOCK_SIZES:
         case = f"experts bf16 T={BLOCK_TOKENS} block={size}"
         yield Figure(bench=BENCH, case=case, metric="call", unit="ms", samples=samples[size], baselines=samples[0])
 
 
+def uneven_loads(runs: int) -> Iterator[Figure]:
+    """A layer of experts whose choices are uneven, against even ones, in turns."""
+    layer, _ = _layer(WeightFormat("bf16"), BLOCK_EXPERTS)
+    common = torch.randn(BLOCK_EXPERTS, generator=torch.Generator().manual_seed(1))
+    for tokens in (1, 8, 32, 512):
+        chosen = {skew: _choices(tokens, skew * common) for skew in (0.0, 1.0, 2.0)}
+        samples = _in_turns({skew: _call(layer, ids) for skew, ids in chosen.items()}, runs)
+        for skew in (1.0, 2.0):
+            counts = torch.bincount(chosen[skew].flatten().long(), minlength=BLOCK_EXPERTS)
+            load = f"busiest {float(counts.max() / counts.float().mean()):.1f} times the mean"
+            case = f"experts bf16 T={tokens}, {load}"
+            yield Figure(
+                bench=BENCH, case=case, metric="call", unit="ms", samples=samples[skew], baselines=samples[0.0]
+            )
+
+
+def _choices(tokens: int, common: Tensor) -> Tensor:
+    """Ids `[T, k]` of tokens whose logits have something in common, `[E]`."""
+    logits = torch.randn(tokens, len(common), generator=torch.Generator().manual_seed(tokens))
+    return (logits + common).topk(TOP_K).indices.int()
+
+
+def _call(layer: PackedExperts, ids: Tensor) -> Callable[..., Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(len(ids), HIDDEN, generator=generator)
+    return partial(fused_moe, hidden, ids, torch.rand(ids.shape, generator=generator), layer)
+
+
+def _in_turns(calls: Mapping[Key, Callable[[], object]], runs: int) -> dict[Key, list[float]]:
+    """Milliseconds of each call; a run of all of them first warms up."""
+    samples: dict[Key, list[float]] = {key: [] for key in calls}
+    for run in range(runs + 1):
+        for key, call in calls.items():
+            start = perf_counter()
+            call()
+            if run:
+                samples[key].append((perf_counter() - start) * 1e3)
+    return samples
+
+
 def _layer(format: WeightFormat, num_experts: int) -> tuple[PackedExperts, int]:
     """A layer of random experts, and the bytes of one."""
-    generator = torch.Generator().manual_seed(0)
-    gate_up = PackedMatrix.of(torch.randn(2 * INTERMEDIATE, HIDDEN, generator=generator), format, True)
-    down = PackedMatrix.of(torch.randn(HIDDEN, INTERMEDIATE, generator=generator), format, False)
     table = torch.arange(num_experts, dtype=torch.int32)
-    return PackedExperts(table, [gate_up] * num_experts, [down] * num_experts), gate_up.nbytes + down.nbytes
+    gate_up = [_matrix(2 * INTERMEDIATE, HIDDEN, format, True) for _ in range(num_experts)]
+    down = [_matrix(HIDDEN, INTERMEDIATE, format, False) for _ in range(num_experts)]
+    return PackedExperts(table, gate_up, down), gate_up[0].nbytes + down[0].nbytes
+
+
+def _matrix(rows: int, cols: int, format: WeightFormat, gated: bool) -> PackedMatrix:
+    return PackedMatrix.of(torch.randn(rows, cols, generator=torch.Generator().manual_seed(0)), format, gated)
 
 
 def batching(llm: LLM, name: str, runs: int) -> Iterator[Figure]:
@@ -238,7 +275,7 @@ def batching(llm: LLM, name: str, runs: int) -> Iterator[Figure]:
         )
 
 
-CLAIMS = ("grouped", "utilization", "caches", "memory", "blocks", "batching")
+CLAIMS = ("grouped", "utilization", "caches", "memory", "blocks", "imbalance", "batching")
 
 
 @click.command()
@@ -263,6 +300,8 @@ def main(claims: tuple[str, ...], model: str, count: int, runs: int, json_only: 
         figures += [*paged_memory(256), *expert_bytes()]
     if "blocks" in claims:
         figures += block_sizes(runs)
+    if "imbalance" in claims:
+        figures += uneven_loads(runs)
     if "batching" in claims:
         figures += batching(LLM(model, skip_tokenizer_init=True, kv_cache_memory="256MiB"), model, runs)
     report(figures, "claims", json_only)
