@@ -25,7 +25,16 @@ def folder(engine, tmp_path):
 
 
 def test_a_server_without_profiles(client):
-    assert client.get(PATH).json() == {"model": "fake", "active": None, "profiles": [], "refused": []}
+    layers = [{"layer": layer, "num_experts": 8, "top_k": 2} for layer in (0, 2)]
+    assert client.get(PATH).json() == {
+        "model": "fake",
+        "layers": layers,
+        "fixed": None,
+        "functions": [],
+        "active": None,
+        "profiles": [],
+        "refused": [],
+    }
 
 
 def test_listed_and_switched(client, engine, folder):

@@ -25,6 +25,7 @@ VERBS = {
     "convert": ("moesaic.entrypoints.cli.convert", "Write a checkpoint in another layout."),
     "plan": ("moesaic.entrypoints.cli.plan", "Say whether a model fits, how fast it will be, and the flags to use."),
     "advise": ("moesaic.entrypoints.cli.advise", "Say what to change about a running server, by its own figures."),
+    "prune": ("moesaic.entrypoints.cli.prune", "Write a routing profile without the experts that carry least."),
     "bench": ("moesaic.entrypoints.cli.bench", "Measure how fast a model runs here."),
 }
 ALIASES = {"convert-to-vllm-format": "convert"}  # as it is called in guides of other engines

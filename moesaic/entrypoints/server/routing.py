@@ -1,4 +1,4 @@
-"""/v1/moe/routing: which routing profiles there are, and which one requests use that name none."""
+"""/v1/moe/routing: what decides over routes: profiles, which one requests use that name none, functions, top-k."""
 
 import asyncio
 from typing import Any
@@ -24,12 +24,24 @@ class ActiveProfile(Strict):
 
 def _state(request: Request) -> dict[str, Any]:
     engine = engine_of(request)
-    return {"model": engine.info.names[0]} | engine.profiles.listing()
+    moe = engine.info.moe
+    layers = moe.layers if moe is not None else []
+    return {
+        "model": engine.info.names[0],
+        "layers": [{"layer": at.index, "num_experts": at.num_experts, "top_k": at.top_k} for at in layers],
+        "fixed": (moe.fixed or None) if moe is not None else "the model has no experts",
+        "functions": engine.info.routing_functions,
+        **engine.profiles.listing(),
+    }
 
 
 @router.get("/v1/moe/routing")
 async def routing(request: Request) -> Response:
-    """Every profile as its file states it, with its version and tags; `error` where the file is broken now."""
+    """Every profile as its file states it, with its version and tags; `error` where the file is broken now.
+
+    `layers` are those with experts, and how many of them a token goes to on this server; `fixed` says why routes cannot
+    be changed, where they cannot.
+    """
     await asyncio.to_thread(engine_of(request).profiles.refresh)
     return json_response(_state(request))
 
