@@ -229,7 +229,7 @@ void route(const moesaic_route_args& a) {
         for (int64_t t = begin; t < end; ++t) {
             const moesaic_route_rule* rule = rule_of != nullptr ? a.table->rules + rule_of[t] : nullptr;
             const bool own = rule == nullptr || rule == a.table->rules;
-            route_row(a, t, own ? nullptr : rule, rule != nullptr ? rule->top_k : a.top_k, s);
+            route_row(a, t, own ? nullptr : rule, rule != nullptr ? std::min(rule->top_k, a.top_k) : a.top_k, s);
         }
     });
     if (a.counts == nullptr) return;

@@ -3,8 +3,8 @@
 Routers choose for all tokens in one call. Each row of it has a number; what the number means in a layer is in the
 layer's `RouteTable`: 0 is the model's own way, the others are the rules of the sequences in the engine. So rows of
 other sequences keep their bits and their speed, and recorded steps are replayed as ever, for a recorded call reads the
-rows' numbers anew. A step in which some row wants more experts than the model's top_k is computed the plain way: what
-was recorded has no room for them.
+rows' numbers anew. Where some row wants more experts than the model's top_k, all rows have more places for them, by
+powers of two, of which the others' stay empty; what is recorded has so many too.
 """
 
 from collections.abc import Iterable
@@ -35,7 +35,6 @@ class Steering:
     Attributes:
         fixed: why routes cannot be changed; "" where they can.
         routings: what each live sequence with tags or rules asked for.
-        widened: a row of this step goes to more experts than the model's tokens do.
         custom: what decides beside the routers.
     """
 
@@ -44,14 +43,14 @@ class Steering:
         self.fixed = fixed
         self._stats = stats
         self.routings: dict[int, RequestRouting] = {}
-        self.widened = False
         self.custom = CustomRouting()
         self._tables: list[tuple[int, RouteTable]] = []  # by decoder layer
         self._rows = RuledRows()
+        self._numbered: tuple[list[int], list[int]] | None = None  # of the last step: numbers, and tokens, by sequence
         self._numbers: dict[str, int] = {}  # key of a routing -> its number
         self._users: dict[int, set[int]] = {}  # number -> sequences
         self._number_of: dict[int, int] = {}  # sequence -> number
-        self._wide: set[int] = set()  # numbers that need more room than a recording has
+        self._rooms: dict[int, int] = {}  # number -> places that it needs, if more than the model's
 
     def table(self, index: int, num_experts: int, top_k: int) -> RouteTable:
         """The table of one more router, of decoder layer `index`."""
@@ -87,7 +86,12 @@ class Steering:
     @property
     def plain(self) -> bool:
         """Whether this step must be computed the plain way: a recording does less than it asks for."""
-        return self.widened or self.custom.tokens is not None
+        return self.custom.tokens is not None
+
+    @property
+    def room(self) -> int:
+        """Places of a row's choices in this step, where that are more than the model's top_k; else 0."""
+        return self._rows.room
 
     def meet(self, sequences: Iterable[NewSequence]) -> None:
         """Sequences have come, or come back."""
@@ -116,11 +120,11 @@ class Steering:
     def begin(self, batch: Batch) -> None:
         """A step comes: number its rows."""
         numbers = [self._number_of.get(seq_id, 0) for seq_id in batch.seq_ids] if self._number_of else []
-        if any(numbers):
-            self._rows.set(np.repeat(np.array(numbers, dtype=np.int32), batch.query_lens_host))
-        elif self._rows.rules is not None:
-            self._rows.set(None)
-        self.widened = not self._wide.isdisjoint(numbers)
+        numbered = (numbers, batch.query_lens_host) if any(numbers) else None
+        if numbered != self._numbered:  # steps that follow each other are often alike
+            self._numbered = numbered
+            self._rows.set(np.repeat(np.array(numbers, dtype=np.int32), batch.query_lens_host) if numbered else None)
+            self._rows.room = max((self._rooms.get(number, 0) for number in numbers), default=0)
         self.custom.begin(batch)
 
     def refuse(self, reason: str) -> None:
@@ -138,12 +142,14 @@ class Steering:
         if routing.key not in self._numbers:
             number = next(n for n in range(1, len(self._users) + 2) if n not in self._users)
             self._numbers[routing.key], self._users[number] = number, set()
-            self._wide.discard(number)
+            self._numbered = [], []  # the number means something else now
+            self._rooms.pop(number, None)
             for index, table in self._tables:
                 rule = self._rule(routing, LayerShape(index, table.num_experts, table.top_k))
                 table.set(number, rule)
                 if rule.top_k > table.top_k:
-                    self._wide.add(number)
+                    needed = 1 << (rule.top_k - 1).bit_length()
+                    self._rooms[number] = max(needed, self._rooms.get(number, 0))
         return self._numbers[routing.key]
 
     def _rule(self, routing: RequestRouting, layer: LayerShape) -> Rule:

@@ -1,5 +1,6 @@
 """The oracle's router, in plain torch: one function whose options cover the routers of published MoE models."""
 
+from dataclasses import replace
 from time import perf_counter
 from typing import Literal
 
@@ -79,6 +80,7 @@ def route(
         weights = torch.zeros(len(logits), top_k, device=logits.device)
         for number in table.rows.used:
             rows, rule = table.rows.rows_of(number, logits.device), table.rules[number]
+            rule = replace(rule, top_k=min(rule.top_k, top_k))
             given = logits.index_select(0, rows)
             some_ids, some_weights = _route(
                 rule, given, *options[:-2], None if choice is None else choice[rows], jitter

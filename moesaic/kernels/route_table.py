@@ -58,7 +58,10 @@ class RuledRows:
     Attributes:
         rules: `[T]` int32; rule 0 is the model's own way. None where all rows have it.
         used: the rules that occur.
+        room: places that each layer's choices must have, if it has so many experts; 0 for the model's.
     """
+
+    room = 0
 
     def __init__(self) -> None:
         self._pointer = ctypes.c_void_p(None)
@@ -115,7 +118,7 @@ class RouteTable:
     @property
     def width(self) -> int:
         """Places for a row's experts in this step: the model's top_k, or more where a row wants more."""
-        return max([self.top_k, *(self.rules[rule].top_k for rule in self.rows.used)])
+        return max(self.top_k, min(self.num_experts, self.rows.room))
 
     def set(self, number: int, rule: Rule) -> None:
         """Put a rule at a number; those between it and the others so far are the model's own way."""

@@ -1,17 +1,19 @@
 """Decode steps by replay: the model's calls of such a step are recorded once, and made again in one call.
 
 A step takes the plain way where a sequence has more than one token or draws none, where there are more sequences than
-the recording has room for, where one has more experts than the model gives it, and where a hook on the model wants to
-look in between. Both ways give the same bits.
+the recording has room for, and where a hook on the model wants to look in between. Both ways give the same bits.
+Requests that want more experts a token than the model has are recorded with room for them when they first come.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 from torch import Tensor
 
 from moesaic.core.batch import Batch
 from moesaic.core.log import get_logger
+from moesaic.experts.routing import Routing
 from moesaic.kernels.cpu.replay import NotReplayable, Program, record
 from moesaic.layers.kv_cache import Cache
 from moesaic.models.served import ServedModel
@@ -20,36 +22,63 @@ from moesaic.worker.inputs import SingleTokens
 logger = get_logger(__name__)
 
 
+@dataclass(frozen=True)
+class Recording:
+    """A recorded step, and where each replay of it writes its routes."""
+
+    program: Program
+    routes: list[Routing | None]
+
+
 class RecordedStep:
-    """The recording of a model's decode step over its caches, or none where it cannot be recorded."""
+    """The recordings of a model's decode step over its caches, or none where it cannot be recorded."""
 
     def __init__(self, model: ServedModel, caches: Sequence[Cache], inputs: SingleTokens) -> None:
         self.model = model
+        self.caches = caches
         self.capacity = inputs.capacity
+        self._inputs = inputs
         self._stats = model.expert_stats
-        self.program = self._record(caches, inputs)
-        self._routes = list(self._stats.routes)  # the recording's own: each replay writes there
-        self._stats.routes[:] = [None] * len(self._routes)
+        self._recordings = {0: self._record()}  # by the room that they have for choices of experts
 
-    def _record(self, caches: Sequence[Cache], inputs: SingleTokens) -> Program | None:
-        batch = inputs.batch(inputs.capacity)
-        start = perf_counter()
+    @property
+    def program(self) -> Program | None:
+        """The step as the model is; None where it cannot be recorded."""
+        recording = self._recordings[0]
+        return None if recording is None else recording.program
+
+    def _record(self) -> Recording | None:
+        count, room = self.capacity, self.model.steering.room
+        batch = replace(
+            self._inputs.batch(count), seq_lens_host=[1] * count, table_rows_host=[0] * count, seq_ids=[0] * count
+        )
+        start, before = perf_counter(), list(self._stats.routes)
         try:
-            program = record(lambda: self.model.logits(self.model(batch, caches)), inputs.capacity)
+            program = record(lambda: self.model.logits(self.model(batch, self.caches)), count)
+            recording = Recording(program, list(self._stats.routes))
         except NotReplayable as reason:
             logger.info("decode steps are not recorded: %s", reason)
             return None
+        finally:
+            self._stats.routes[:] = before
         logger.info(
-            "decode steps of up to %d sequences are replayed: %d calls, recorded in %.2f s",
-            self.capacity,
+            "decode steps of up to %d sequences%s are replayed: %d calls, recorded in %.2f s",
+            count,
+            f" and {room} experts a token" if room else "",
             len(program.names),
             perf_counter() - start,
         )
-        return program
+        return recording
 
     def logits(self, batch: Batch) -> Tensor | None:
         """`[T, vocab]` of a step that can be replayed, good until the next; None for any other."""
-        if self.program is None or not batch.replayable or self.model.hooked or self.model.steering.plain:
+        steering = self.model.steering
+        if not batch.replayable or self.model.hooked or steering.plain or self.program is None:
             return None
-        self._stats.routes[:] = self._routes
-        return self.program.run(batch.num_tokens)
+        if steering.room not in self._recordings:
+            self._recordings[steering.room] = self._record()
+        recording = self._recordings[steering.room]
+        if recording is None:
+            return None
+        self._stats.routes[:] = recording.routes
+        return recording.program.run(batch.num_tokens)

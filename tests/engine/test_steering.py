@@ -182,10 +182,15 @@ def test_steered_decoding_is_replayed(tiny_model, cpu_library):
     step.program.run, run = lambda rows: taken.append(rows) or run(rows), step.program.run
     llm.generate(prompt(1, 4), steered(top_k=1), use_tqdm=False)
     assert taken == [1] * 9
-    llm.generate(prompt(1, 4), steered(top_k=4), use_tqdm=False)  # more than there is room for
-    assert len(taken) == 9
-    llm.generate([prompt(1, 4)] * 2, [PLAIN, steered(top_k=4, max_tokens=3)], use_tqdm=False)
-    assert taken[9:] == [1] * 7
+    expected = alone(engine(tiny_model("qwen3_moe"), moe_backend="cpu", enforce_eager=True), prompt(1, 4), PLAIN)
+    for top_k, recordings in ((4, [0, 4]), (7, [0, 4, 8]), (5, [0, 4, 8])):  # more than the model's own 3
+        outputs = llm.generate([prompt(1, 4)] * 2, [PLAIN, steered(top_k=top_k, max_tokens=5)], use_tqdm=False)
+        assert given(outputs[0]) == expected
+        assert list(step._recordings) == recordings
+        assert taken[9:] == [1] * 5
+        del taken[9:]
+    ran = [recording.program for recording in step._recordings.values()]
+    assert len({id(program) for program in ran}) == 3
 
 
 def test_siblings_and_a_request_that_is_aborted(tiny_model, cpu_library):

@@ -114,6 +114,7 @@ def table_of(told: list[Told], rows: np.ndarray) -> RouteTable:
         bias = None if rule.bias is None else torch.tensor(rule.bias, dtype=torch.float32)
         table.set(number, Rule(rule.top_k, rule.temperature, bias, banned if rule.banned else None))
     ruled.set(rows)
+    ruled.room = max(rule.top_k for rule in told)
     return table
 
 

@@ -60,15 +60,23 @@ def test_equal_rules_share_a_number_and_free_ones_are_used_again(world):
     assert world.step({2: 1, 3: 1}, new={3: {"bias": {0: 5.0}}}, gone=[1]) == [2, 1]
     assert world.tables[0].rules[1].bias.tolist() == [5.0, 0.0, 0.0, 0.0]
     assert world.step({4: 1}, new={4: None}, gone=[2, 3]) is None
+    assert world.step({5: 1}, new={5: {"top_k": 4}}) == [1]
+    assert world.steering.room == 4
+    assert world.step({6: 1}, new={6: {"top_k": 1}}, gone=[5]) == [1]
+    assert world.steering.room == 0
+    assert world.step({4: 1}, gone=[6]) is None
     assert not world.steering._users and not world.steering._numbers
 
 
 def test_more_experts_than_the_model_gives_need_room(world):
     world.step({0: 1, 1: 1}, new={0: {"top_k": 3, "layers": [2]}, 1: {"top_k": 1}})
-    assert world.steering.widened
-    assert [table.width for table in world.tables] == [2, 3]
+    assert world.steering.room == 4
+    assert [table.width for table in world.tables] == [4, 4]
+    world.step({0: 1, 2: 1}, new={2: {"top_k": 7, "layers": [2]}})
+    assert world.steering.room == 8
+    assert [table.width for table in world.tables] == [4, 8]
     world.step({1: 1})
-    assert not world.steering.widened
+    assert world.steering.room == 0
     assert [table.width for table in world.tables] == [2, 2]
 
 
