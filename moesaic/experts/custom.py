@@ -28,6 +28,7 @@ from moesaic.models.spec import RouterSpec
 
 logger = get_logger(__name__)
 
+ATTENTION = "its experts are parts of attention, whose routes are the model's own"
 SLOW_SHARE, SLOW_SECONDS = 0.1, 0.001  # of a step; in a layer
 WARN_SECONDS = 60.0
 
@@ -49,14 +50,13 @@ class CustomRouting:
         functions: those registered; None until the model is complete.
         simulated: what all routes are drawn by; None for real ones.
         tokens: of the step; None where nothing decides.
-        refused: why functions cannot work on some layer's scores; "" where they can.
     """
 
     def __init__(self) -> None:
         self.functions: RoutingFunctions | None = None
         self.simulated: SimulatedRoutes | None = None
         self.tokens: StepTokens | None = None
-        self.refused = ""
+        self._refused = ""
         self._stages: list[Stage] = []
         self._tags: dict[int, list[str]] = {}  # by sequence
         self._requests: dict[int, str] = {}
@@ -67,12 +67,21 @@ class CustomRouting:
 
     def stage(self, layer: int, spec: RouterSpec, kernels: RoutingKernels) -> "Stage":
         """The place behind one more router, of decoder layer `layer`."""
-        self.refused = self.refused or refused(spec)
+        self._refused = self._refused or refused(spec)
         self._stages.append(Stage(self, layer, kernels))
         return self._stages[-1]
 
+    @property
+    def refused(self) -> str:
+        """Why functions cannot work with the model's experts, if it has any; "" where they can."""
+        if self.simulated is not None:
+            return "all routes are simulated"
+        return self._refused if self._stages else ATTENTION
+
     def simulate(self, simulated: SimulatedRoutes) -> None:
-        """Draw all routes from now on. Raises ConfigError where functions decide."""
+        """Draw all routes from now on. Raises ConfigError where functions decide, or there is nothing to draw for."""
+        if not self._stages:
+            raise ConfigError(f"routes cannot be simulated: {ATTENTION}")
         if self.functions:
             raise ConfigError("simulate_routing and routing functions exclude each other: choose one")
         self.simulated = simulated
@@ -240,14 +249,17 @@ class Stage:
 
 
 def _replaced(routing: Routing, rows: Tensor, chosen: Routing, counts: Tensor | None) -> Routing:
-    """The routes with other ones in some rows; wider where these have more experts."""
+    """The routes with other ones in some rows, written into them; new ones where these have more experts."""
     if counts is not None:
         _count(counts, routing.ids[rows], -1)
         _count(counts, chosen.ids, 1)
-    width = max(routing.ids.shape[1], chosen.ids.shape[1])
-    ids, weights = _widened(routing.ids, width, -1), _widened(routing.weights, width, 0)
-    ids[rows], weights[rows] = _widened(chosen.ids, width, -1), _widened(chosen.weights, width, 0)
-    return Routing(ids, weights)
+    width, own = routing.ids.shape[1], chosen.ids.shape[1]
+    if own > width:
+        routing = Routing(_widened(routing.ids, own, -1), _widened(routing.weights, own, 0))
+    elif own < width:
+        chosen = Routing(_widened(chosen.ids, width, -1), _widened(chosen.weights, width, 0))
+    routing.ids[rows], routing.weights[rows] = chosen.ids, chosen.weights
+    return routing
 
 
 def _widened(x: Tensor, width: int, fill: int) -> Tensor:
@@ -258,4 +270,5 @@ def _widened(x: Tensor, width: int, fill: int) -> Tensor:
 
 
 def _count(counts: Tensor, ids: Tensor, times: int) -> None:
-    counts += times * torch.bincount(ids[ids >= 0], minlength=len(counts))
+    flat = ids.flatten().long()
+    counts.index_add_(0, flat.clamp(min=0), (flat >= 0).long(), alpha=times)

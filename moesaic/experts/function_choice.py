@@ -34,9 +34,13 @@ def refused(spec: RouterSpec) -> str:
 def changed_rows(given: RoutingInput, decision: RoutingDecision) -> Tensor:
     """Which tokens `[N]` int64 functions have given other scores, or another k."""
     assert decision.scores is not None and isinstance(decision.k, Tensor)
-    changed = (decision.scores != given.scores).any(1) | (decision.k != given.k)
-    changed &= given.scores.isfinite().all(1)  # a model with weights of NaN says so by itself
-    return changed.nonzero().flatten()
+    changed = (decision.scores != given.scores).any(1)
+    if decision.k is not given.k:
+        changed |= decision.k != given.k
+    rows = changed.nonzero().flatten()
+    if len(rows) and not bool(given.scores.isfinite().all()):  # a model with weights of NaN says so by itself
+        rows = rows[given.scores[rows].isfinite().all(1)]
+    return rows
 
 
 def choose_by_scores(
@@ -60,6 +64,8 @@ def choose_by_scores(
         ids and weights `[N, max(k)]`, -1 and 0 behind a token's last expert.
     """
     widest = int(k.max())
+    if widest == int(k.min()):
+        return _choose(kernels, logits, scores, replace(spec, top_k=widest), correction, expert_scale)
     ids = torch.full((len(k), widest), -1, dtype=torch.int32, device=scores.device)
     weights = torch.zeros(len(k), widest, device=scores.device)
     for count in k.unique().tolist():
@@ -85,6 +91,7 @@ def _choose(
     if sparse or (select_first and correction is not None):
         changed = kernels.route_logits(logits, scores, scoring=spec.scoring, cap=spec.cap)
     choice = scores if correction is None else (changed if select_first else scores) + correction
+    all_eligible = float(scores.amin()) > 0
     chosen = kernels.route(
         changed if sparse else scores,
         spec.top_k,
@@ -99,9 +106,11 @@ def _choose(
         scale=spec.scale,
         jitter=spec.jitter,
         expert_scale=expert_scale,
-        choice=_below(choice, scores > 0).contiguous(),
+        choice=choice if all_eligible else _below(choice, scores > 0).contiguous(),
     )
     ids, weights = chosen
+    if all_eligible:
+        return Routing(ids, weights)
     unused = scores.gather(1, ids.long()) == 0
     return Routing(ids.masked_fill(unused, -1), weights.masked_fill(unused, 0.0))
 

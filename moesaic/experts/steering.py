@@ -69,8 +69,9 @@ class Steering:
     def functions(self) -> RoutingFunctions:
         """The model's routing functions."""
         if self.custom.functions is None:
-            refused = "all routes are simulated" if self.custom.simulated is not None else self.custom.refused
-            self.custom.functions = RoutingFunctions(self.shape, self.fixed or refused)
+            shape = self.shape
+            refused = self.fixed or (self.custom.refused if shape is not None else "")
+            self.custom.functions = RoutingFunctions(shape, refused)
         return self.custom.functions
 
     def simulate(self, simulation: Simulation, seed: int) -> None:

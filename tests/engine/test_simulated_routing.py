@@ -12,6 +12,13 @@ from moesaic.core.log import setup_logging
 PROMPTS = [[(11 * i + 7 * j) % 128 for j in range(5 + 9 * i)] for i in range(4)]
 
 
+@pytest.fixture(autouse=True)
+def _log_is_caught(monkeypatch):
+    """Also that of the first engine of a process, which sends the log to stderr alone."""
+    setup_logging()
+    monkeypatch.setattr(logging.getLogger("moesaic"), "propagate", True)
+
+
 def engine(path, simulate, **kwargs):
     kwargs = {"skip_tokenizer_init": True, "threads": 1, "kv_cache_memory": "16MiB", **kwargs}
     return LLM(path, simulate_routing=simulate, load_format="dummy", **kwargs)
@@ -25,7 +32,6 @@ def generate(llm, which, tokens=6):
 @pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "phimoe"])
 @pytest.mark.parametrize("simulate", ["uniform", "zipf:1.2"])
 def test_routes_are_drawn_alike_in_any_batch(tiny_model, family, simulate, caplog):
-    setup_logging()  # the first engine of a process does, and would take the level back
     with caplog.at_level(logging.WARNING, "moesaic"):
         llm = engine(tiny_model(family), simulate)
     assert "SIMULATED" in caplog.text and "means nothing" in caplog.text

@@ -111,8 +111,9 @@ LATENCY = Branch(
                     "has its tags."
                 ),
                 no=Advice(
-                    "Requests whose top_k is far above the model's widen every row of their steps: ask for fewer. Where "
-                    "none does, it is a small model, or a step of few tokens, in which routers weigh more than elsewhere."
+                    "Requests whose top_k is above the model's make steps that are computed plainly instead of replayed: "
+                    "ask for fewer. Where none does, it is a small model, or a step of few tokens, in which routers "
+                    "weigh more than elsewhere."
                 ),
             ),
         ),

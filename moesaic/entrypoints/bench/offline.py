@@ -69,12 +69,13 @@ class BatchRun:
 def run_batch(
     engine: LLMEngine,
     prompts: Sequence[list[int]],
-    params: SamplingParams,
+    params: SamplingParams | Sequence[SamplingParams],
     after_step: Callable[[Step], float] | None = None,
 ) -> BatchRun:
     """Serve prompts as one batch, and time every step.
 
     Args:
+        params: one for all, or one a prompt.
         after_step: called after each; what it takes is not counted, by the seconds that it returns.
 
     Raises:
@@ -85,8 +86,9 @@ def run_batch(
     answers: dict[str, list[int]] = {}
     start = perf_counter()
     ids = [f"bench-{i}" for i in range(len(prompts))]
-    for request_id, prompt in zip(ids, prompts, strict=True):
-        engine.add_request(request_id, prompt, params)
+    many = [params] * len(ids) if isinstance(params, SamplingParams) else params
+    for request_id, prompt, own in zip(ids, prompts, many, strict=True):
+        engine.add_request(request_id, prompt, own)
     while engine.has_unfinished_requests():
         all_began = len(first_token) == len(ids)
         clocks = _clocks(engine)
