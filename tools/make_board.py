@@ -54,6 +54,7 @@ def mean(metric: str) -> str:
     return f"{rate(f'{metric}_sum')} / {rate(f'{metric}_count')}"
 
 
+LAYER, BY_LAYER = "layer {{layer}} {{part}}", "layer, part"
 ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
     (
         "Traffic",
@@ -93,6 +94,16 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
             Panel("Next token", "Between two tokens of a completion.", "s", quantiles("inter_token_latency")),
             Panel("Whole request", "From arrival to the last token.", "s", quantiles("request_latency")),
             Panel(
+                "Where a request's time goes",
+                "Means: in the queue, from then to the first token, from that to the last.",
+                "s",
+                (
+                    ("queue", mean("request_queue_time_seconds")),
+                    ("prefill", mean("request_prefill_time_seconds")),
+                    ("decode", mean("request_decode_time_seconds")),
+                ),
+            ),
+            Panel(
                 "Step",
                 "Mean time of an engine step, and of the model in it.",
                 "s",
@@ -104,15 +115,91 @@ ROWS: tuple[tuple[str, tuple[Panel, ...]], ...] = (
         ),
     ),
     (
+        "Experts, by layer",
+        (
+            Panel(
+                "Utilisation",
+                "Share of a layer's experts that got a token in the last minute.",
+                "percentunit",
+                ((LAYER, gauge("moe_expert_utilization", BY_LAYER, "min")),),
+                top=1,
+            ),
+            Panel(
+                "Imbalance",
+                "Tokens of a layer's busiest expert over the mean, in the last minute.",
+                "short",
+                ((LAYER, gauge("moe_token_imbalance", BY_LAYER, "max")),),
+            ),
+            Panel(
+                "Routing entropy",
+                "H / log N of a layer's tokens over its experts, in the last minute; 1 is even.",
+                "short",
+                ((LAYER, gauge("moe_routing_entropy", BY_LAYER, "min")),),
+                top=1,
+            ),
+            Panel(
+                "Dead experts",
+                "Experts of a layer that got no token in the last minute, where others did.",
+                "short",
+                ((LAYER, gauge("moe_dead_experts", BY_LAYER, "max")),),
+            ),
+            Panel(
+                "Choices of experts",
+                "A second, of tokens when they were first computed; one with k experts counts k times.",
+                "short",
+                ((LAYER, rate("moe_expert_tokens_total", BY_LAYER)),),
+            ),
+            Panel(
+                "Computed again",
+                "Tokens a second that had been computed before their sequence was preempted.",
+                "short",
+                (("tokens", rate("moe_recomputed_tokens_total")),),
+            ),
+        ),
+    ),
+    (
+        "Experts' work",
+        (
+            Panel("Choosing experts", "Of a step, over all layers.", "s", quantiles("moe_routing_latency")),
+            Panel(
+                "Share of a step",
+                "Of the steps' time, in choosing experts.",
+                "percentunit",
+                (("routing", f"{rate('moe_routing_latency_seconds_sum')} / {rate('step_seconds_total')}"),),
+            ),
+            Panel(
+                "Compute efficiency",
+                "Rows routed to experts over rows of the blocks that they were computed in, in the last minute.",
+                "percentunit",
+                (("efficiency", gauge("moe_compute_efficiency", how="min")),),
+                top=1,
+            ),
+        ),
+    ),
+    (
         "Memory",
         (
             Panel(
                 "KV cache",
                 "Share of the blocks that sequences hold.",
                 "percentunit",
-                (("in use", f"{gauge('kv_blocks_used')} / {gauge('kv_blocks')}"),),
+                (("in use", gauge("kv_cache_usage_ratio", how="max")),),
                 top=1,
             ),
+            Panel(
+                "KV blocks",
+                "That sequences hold, and all.",
+                "short",
+                (("used", gauge("kv_blocks_used")), ("all", gauge("kv_blocks"))),
+            ),
+            Panel(
+                "Memory that holds nothing",
+                "Share of used KV blocks, and of expert pages.",
+                "percentunit",
+                (("{{kind}}", gauge("moe_memory_fragmentation", "kind", "max")),),
+                top=1,
+            ),
+            Panel("Expert pages", "Their bytes.", "bytes", (("experts", gauge("moe_expert_bytes")),)),
             Panel(
                 "Prefix cache",
                 "Share of looked-up prompt tokens that were found.",

@@ -11,6 +11,8 @@ from starlette.testclient import TestClient
 
 from moesaic.advice.fetch import advise_server
 from moesaic.core.errors import ConfigError
+from moesaic.core.messages import EngineStats
+from moesaic.core.request import SequenceUpdate
 from moesaic.entrypoints.cli.advise import command
 from moesaic.entrypoints.server.app import create_app
 from moesaic.entrypoints.server.settings import ServerArgs
@@ -120,14 +122,24 @@ def test_nobody_there(url):
 
 
 def test_over_http(client, engine):
+    engine.answers["experts"] = lambda window, tag: EXPERTS if (window, tag) == ("1h", "") else None
     assert client.get("/v1/moe/advice").json()["has_traffic"] is False
+    client.post("/v1/completions", json={"prompt": "x"})
+    engine.metrics.observe_step(EngineStats(), [SequenceUpdate("a", 0, [1])], [])
+    [finding] = client.get("/v1/moe/advice").json()["outcomes"][0]["findings"]
+    assert "busiest expert (1)" in finding["problem"]
     guarded = TestClient(create_app(engine, ServerArgs(api_key=["k"])))
     assert guarded.get("/v1/moe/advice").status_code == 401
 
 
 def test_a_real_server(server, openai_client):
-    openai_client.completions.create(model="moe-model", prompt="47 + 38 =", max_tokens=8)
+    for _ in range(20):
+        openai_client.completions.create(model="moe-model", prompt="Explain MoE architecture", max_tokens=20)
     report = advise_server(server.url)
     assert report.has_traffic and report.model == "moe-model"
+    told = [text for outcome in report.outcomes for text in outcome.unknown]
+    missing = [text for text in told if "no figure" in text or "not known" in text]
+    assert set(missing) <= {"no figure of compute efficiency"}  # all others are read by names that exist
     with urlopen(server.url + "/v1/moe/advice") as response:
-        assert json.load(response)["has_traffic"] is True
+        told = json.load(response)
+    assert [outcome["branch"] for outcome in told["outcomes"]] == [outcome.branch for outcome in report.outcomes]

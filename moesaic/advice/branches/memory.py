@@ -30,7 +30,7 @@ def _wide_cache(f: Figures) -> Answer:
 
 def _fragmented(f: Figures) -> Answer:
     if f.kv_fragmentation is None:
-        return Answer(None, "no figure of the KV cache's fragmentation")
+        return Answer(None, "nothing lies in the KV cache now, so that nothing is fragmented")
     text = f"{f.kv_fragmentation:.0%} of the places in used KV blocks are empty"
     return Answer(f.kv_fragmentation > MOST_FRAGMENTATION and (f.kv_usage or 0) > 0.5, text)
 
