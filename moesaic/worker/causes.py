@@ -204,8 +204,8 @@ def _state(logits: Tensor, weights: Tensor, ids: Tensor) -> RouterState:
         lowest=float(logits.min()),
         highest=float(logits.max()),
         probability_sum=float(logits.softmax(-1).sum()),
-        experts=[int(e) for e in ids.tolist()],
-        weights=[float(w) for w in weights.tolist()],
+        experts=[int(e) for e in ids[ids >= 0].tolist()],
+        weights=[float(w) for w in weights[ids >= 0].tolist()],
     )
 
 

@@ -64,7 +64,7 @@ LEAVES = [
     ("stall decoding", changed(inter_token=Times(500, 0.06, 0.04, 0.4))),
     ("Steps are that slow throughout", changed(inter_token=Times(500, 0.2, 0.2, 0.3))),
     ("without loops over tokens", changed(routing_share=0.3, steered_by=FUNCTION)),
-    ("computed plainly instead of replayed", changed(routing_share=0.3)),
+    ("routers weigh more than elsewhere", changed(routing_share=0.3)),
     ("what surrounds it", changed(outside_model=0.4)),
 ]
 

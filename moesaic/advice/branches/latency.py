@@ -111,9 +111,8 @@ LATENCY = Branch(
                     "has its tags."
                 ),
                 no=Advice(
-                    "Requests whose top_k is above the model's make steps that are computed plainly instead of replayed: "
-                    "ask for fewer. Where none does, it is a small model, or a step of few tokens, in which routers "
-                    "weigh more than elsewhere."
+                    "It is a small model, or a step of few tokens, in which routers weigh more than elsewhere; nothing "
+                    "needs to be changed."
                 ),
             ),
         ),
