@@ -94,6 +94,18 @@ class RouteProfile:
         return rows, columns
 
 
+def hottest(profile: RouteProfile, share: float) -> dict[int, list[int]]:
+    """Decoder layer -> the experts that carry most routing weight, most first: a share of each layer's, at least one.
+
+    Attention's experts are left out.
+    """
+    found = {}
+    for layer, weights in zip(profile.layers, profile.of()[1], strict=True):  # a layer's last entry is its feed-forward
+        count = max(1, round(share * len(weights)))
+        found[layer] = np.argsort(-weights, kind="stable")[:count].tolist()
+    return found
+
+
 ARRAYS = ("counts", "weights", "pairs", "stream")
 ABOUT = tuple(field.name for field in fields(RouteProfile) if field.name not in ARRAYS)
 

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -14,6 +15,8 @@ from moesaic.adapt.conversion import packed as packed_conversion
 from moesaic.adapt.conversion.convert import Packing
 from moesaic.core.errors import CheckpointError, ConfigError, MoesaicError, UnsupportedError
 from moesaic.entrypoints.cli.main import cli
+from moesaic.experts.profile_file import write_routes
+from moesaic.experts.recorder import RouteRecorder, Rows
 from moesaic.kernels.cpu.arena import PAGE, Arenas
 from moesaic.models import load as loading
 from moesaic.weights import packed_model
@@ -100,6 +103,26 @@ def test_hot_experts_keep_eight_bits(tiny_model, tmp_path):
     expected = {f"layers.{la}.mlp.experts.{e}.down.weight": "w8" for la, e in ((0, 1), (0, 2), (1, 0))}
     assert {n: k for n, k in kinds.items() if ".down." in n and k == "w8"} == expected
     assert kinds["layers.1.attention.q.weight"] == "f32"
+
+
+def test_hot_experts_by_recorded_routes(tiny_model, tmp_path):
+    """Of 8 experts the 2 that carry most weight, which are not those that are chosen most often."""
+    recorder = RouteRecorder("tiny", [0, 2], [8, 8], [2, 2])
+    ids = np.array([[[5, 1], [0, 7]]] * 3 + [[[3, 4], [7, 0]]], dtype=np.int16)
+    weights = np.array([[[0.5, 0.1], [0.5, 0.5]]] * 3 + [[[0.9, 0.1], [0.6, 0.4]]], dtype=np.float32)
+    recorder.add(Rows(ids, weights, []))
+    write_routes(recorder.profile(), str(tmp_path / "routes.safetensors"))
+    made = load(
+        packed(
+            tiny_model("qwen3_moe"),
+            tmp_path / "p",
+            hot_experts=str(tmp_path / "routes.safetensors"),
+            quantization="w4a16",
+        )
+    )
+    kinds = {name: m.format.kind for name, m in packed_matrices(dict(made.named_views()))[0]}
+    hot = {n for n, k in kinds.items() if ".down." in n and k == "w8"}
+    assert hot == {f"layers.{la}.mlp.experts.{e}.down.weight" for la, e in ((0, 5), (0, 3), (2, 7), (2, 0))}
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,8 @@ class Packing:
     """How weights are quantised when they are packed: the engine's arguments of these names.
 
     Attributes:
-        hot_experts: file with a JSON object, layer -> list of experts: these have 8 bits, whatever the others have.
+        hot_experts: file with a JSON object, layer -> list of experts, or with recorded routes, which give those
+            that carry most weight: these experts have 8 bits, whatever the others have.
     """
 
     quantization: str = "auto"

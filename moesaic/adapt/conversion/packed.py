@@ -17,6 +17,8 @@ from moesaic.adapt.conversion.tensors import config_of
 from moesaic.core.config import DType, ModelConfig
 from moesaic.core.errors import CheckpointError, ConfigError, UnsupportedError
 from moesaic.engine.resolve import checkpoint_dtype
+from moesaic.experts.profile_file import SUFFIX as SUFFIX_OF_ROUTES
+from moesaic.experts.profile_file import hottest, read_routes
 from moesaic.kernels.cpu.library import isa
 from moesaic.kernels.cpu.packed import pack_version
 from moesaic.models.config_reader import PACKED_KEY
@@ -37,6 +39,7 @@ from moesaic.weights.staging import Target
 from moesaic.weights.writing import write_file
 
 HOT = "w8a16"
+HOT_SHARE = 0.25  # of the experts of a layer, where recorded routes say which are hot
 
 
 def convert_packed(
@@ -93,11 +96,15 @@ def _config_of_source(src: str) -> Mapping[str, Any]:
 
 
 def hot_patterns(path: str) -> str:
-    """The patterns of a quantization config that give 8 bits to the experts that a file names.
+    """The patterns of a quantization config that give 8 bits to the experts that a file names; of a file of recorded
+    routes, to those that carry most routing weight, a quarter of each layer.
 
     Raises:
-        ConfigError: the file is no JSON object of layer -> experts.
+        ConfigError: the file is neither recorded routes nor a JSON object of layer -> experts.
+        CheckpointError: the recorded routes are damaged.
     """
+    if path.endswith(SUFFIX_OF_ROUTES):
+        return _patterns(hottest(read_routes(path), HOT_SHARE))
     try:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
@@ -113,7 +120,13 @@ def hot_patterns(path: str) -> str:
                 f"--hot-experts: {path} must hold a JSON object of layers and their hot experts, such as "
                 f'{{"0": [3, 17], "1": [5]}}; at {layer!r} it does not'
             )
-    return ",".join(f"layers.{layer}.*.experts.{e}={HOT}" for layer, experts in lists for e in sorted(set(experts)))
+    return _patterns({int(layer): experts for layer, experts in lists})
+
+
+def _patterns(experts_of: Mapping[int, list[int]]) -> str:
+    return ",".join(
+        f"layers.{layer}.*.experts.{e}={HOT}" for layer, experts in experts_of.items() for e in sorted(set(experts))
+    )
 
 
 def _open(src: str, packing: Packing, dtype: DType | None, arch: str | None) -> Opened:

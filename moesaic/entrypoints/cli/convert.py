@@ -32,7 +32,12 @@ from moesaic.core.units import size_of
 @click.option(
     "--quantization-config", metavar="PATTERN=FORMAT,...", help="packed: other formats for parts of the model"
 )
-@click.option("--hot-experts", metavar="FILE", help="packed: JSON, {layer: [experts]}, of the experts that keep 8 bits")
+@click.option(
+    "--hot-experts",
+    metavar="FILE",
+    help="packed: which experts keep 8 bits: JSON, {layer: [experts]}, or recorded routes (`moesaic profile`), by "
+    "which those do that carry most weight, a quarter of each layer",
+)
 @click.option("--max-shard-size", default="5GB", show_default=True, metavar="SIZE", help="of a file of weights")
 @click.option("--arch", metavar="FILE", help="file with the architecture, as serve takes it")
 @click.option("--force", is_flag=True, help="write into a folder that holds something else")

@@ -24,6 +24,7 @@ VERBS = {
     "diagnose": ("moesaic.entrypoints.cli.diagnose", "Find where a model's numbers stop being finite, and why."),
     "convert": ("moesaic.entrypoints.cli.convert", "Write a checkpoint in another layout."),
     "plan": ("moesaic.entrypoints.cli.plan", "Say whether a model fits, how fast it will be, and the flags to use."),
+    "profile": ("moesaic.entrypoints.cli.profile", "Record where the tokens of prompts go, in a file and pictures."),
     "advise": ("moesaic.entrypoints.cli.advise", "Say what to change about a running server, by its own figures."),
     "prune": ("moesaic.entrypoints.cli.prune", "Write a routing profile without the experts that carry least."),
     "bench": ("moesaic.entrypoints.cli.bench", "Measure how fast a model runs here."),
