@@ -1,5 +1,6 @@
 """Routing profiles on a running model: rules by tag happen, requests under way keep theirs, KV of two never mixes."""
 
+import asyncio
 import json
 import math
 import os
@@ -8,9 +9,10 @@ import time
 
 import pytest
 
-from moesaic import LLM, SamplingParams
+from moesaic import LLM, EngineArgs, SamplingParams
 from moesaic.adapt.pruning import measure_effect
 from moesaic.core.errors import ConfigError, RequestError
+from moesaic.engine.async_engine import AsyncEngine
 
 STEPS = 12
 A = {"name": "a", "rules": [{"ban": [0, 3]}, {"tags": ["sums"], "top_k": 1}]}
@@ -166,3 +168,44 @@ def test_the_effect_of_a_profile(path, tiny_model):
     assert other.perplexity == same.perplexity
     assert other.steered_perplexity == pytest.approx(math.exp(-sum(row.logprob for row in rows) / 24), rel=1e-4)
     assert other.agreement < 1 and other.agreement == pytest.approx(sum(row.rank == 1 for row in rows) / 24)
+
+
+def test_the_api_process_takes_up_changes_by_itself(path, tmp_path):
+    """A stream begun before the file changed ends as it began, one begun after it is of the new version."""
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(A))
+    args = {"model": path, "skip_tokenizer_init": True, "threads": 1, "kv_cache_memory": "16MiB"}
+
+    async def version_of(engine, name, ready=None):
+        outputs = []
+        async for output in engine.generate(PROMPT, asked(), name):
+            outputs.append(output)
+            if ready is not None:
+                ready.set()
+        assert outputs[-1].finished and outputs[-1].error is None
+        return outputs[-1].routing.version
+
+    async def changed(engine, old):
+        for _ in range(200):
+            if engine.profiles.listing()["profiles"][0]["version"] != old:
+                return
+            await asyncio.sleep(0.05)
+        raise AssertionError("the change was not seen")
+
+    async def scenario():
+        engine = await AsyncEngine.start(EngineArgs(moe_routing_profile=[str(file)], **args))
+        try:
+            first = await version_of(engine, "first")
+            begun = asyncio.Event()
+            under_way = asyncio.create_task(version_of(engine, "under way", begun))
+            await begun.wait()
+            file.write_text(json.dumps(B | {"name": "a"}))
+            await changed(engine, first)
+            assert await under_way == first != await version_of(engine, "last")
+        finally:
+            await engine.shutdown()
+
+    asyncio.run(scenario())
+    file.write_text(json.dumps({"name": "a", "rules": [{"layers": [7], "top_k": 1}]}))
+    with pytest.raises(ConfigError, match="names layer 7"):
+        asyncio.run(AsyncEngine.start(EngineArgs(moe_routing_profile=[str(file)], **args)))
