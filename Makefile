@@ -11,7 +11,7 @@ ARGS   ?=
 # prerequisite whose date changes only when the list does.
 FILES  := $(VENV)/.files
 
-.PHONY: FORCE serve test test-long parity test-sanitized test-emulated fuzz install dev bench bench-all lint format docs clean
+.PHONY: FORCE serve test test-long parity test-sanitized test-emulated fuzz install dev bench bench-all lint format docs pictures clean
 
 serve: install
 	$(BIN)/python -m moesaic serve $(ARGS)
@@ -99,6 +99,10 @@ docs: dev
 	$(BIN)/python tools/make_reference.py
 	$(BIN)/python tools/make_tuning.py
 	$(BIN)/python tools/make_board.py
+
+# The dashboard's pictures in docs/images, of a real server in a headless Chromium.
+pictures: dev
+	$(BIN)/python -m tests.browser.pictures docs/images
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -47,7 +47,7 @@ LEAVES = [
     ("POST /v1/moe/routing", changed(layers=[EVEN, HOT], steered_by=FUNCTION)),
     ("a part of the experts", changed(layers=[EVEN, replace(HOT, entropy=0.6)])),
     ("One expert is hot", changed(layers=[HOT, EVEN])),
-    ("--prune", changed(layers=[EVEN, replace(EVEN, utilization=0.5, dead=range(8))])),
+    ("moesaic prune", changed(layers=[EVEN, replace(EVEN, utilization=0.5, dead=range(8))])),
     ("Leave out --enable-moe-block-align", changed(compute_efficiency=0.4, flags={"moe_block_size": 512})),
     ("Leave out --enable-moe-block-align", changed(compute_efficiency=0.4, flags={"enable_moe_block_align": True})),
     ("steps are small", changed(compute_efficiency=0.4, tokens_per_step=2.0, flags={"moe_block_size": None})),

@@ -1,33 +1,50 @@
-// Puts the page together: what the server says of itself, an example, and the chat.
+// Puts the page together: the API key, the panels, and an example for programs.
 
+import { apiKey, setApiKey, when } from "./api.js";
+import { watchAdvice } from "./advice.js";
 import { Chat } from "./chat.js";
-import { watch } from "./status.js";
+import { at, say } from "./dom.js";
+import { Experts } from "./experts.js";
+import { Status } from "./status.js";
 
-const at = (id) => document.getElementById(id);
-
-function showExample(model) {
+function showExample() {
+  const model = at("model").dataset.name ?? "";
   const body = JSON.stringify({ model, messages: [{ role: "user", content: "Explain MoE architecture" }] });
-  const key = at("key").value ? " \\\n  -H 'Authorization: Bearer KEY'" : "";
+  const key = apiKey() ? " \\\n  -H 'Authorization: Bearer KEY'" : "";
   const url = new URL("v1/chat/completions", document.baseURI);
   const quoted = body.replaceAll("'", "'\\''");
-  at("curl").textContent = `curl ${url}${key} \\\n  -H 'Content-Type: application/json' \\\n  -d '${quoted}'`;
-}
-
-function rememberKey() {
-  at("key").value = sessionStorage.getItem("moesaic-key") ?? "";
-  at("key").addEventListener("change", () => sessionStorage.setItem("moesaic-key", at("key").value));
+  say(at("curl"), `curl ${url}${key} \\\n  -H 'Content-Type: application/json' \\\n  -d '${quoted}'`);
 }
 
 async function copyExample() {
   await navigator.clipboard.writeText(at("curl").textContent);
-  at("copy").textContent = "Copied";
-  setTimeout(() => (at("copy").textContent = "Copy"), 1500);
+  say(at("copy"), "Copied");
+  setTimeout(() => say(at("copy"), "Copy"), 1500);
 }
 
-rememberKey();
-showExample("");
-new Chat(at);
+// The field opens when the server asks for a key; what it holds is kept for this tab.
+function watchKey(panels) {
+  at("key").value = apiKey();
+  at("key-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    setApiKey(at("key").value);
+  });
+  when("refused", (error) => {
+    say(at("key-note"), error.message);
+    at("key-box").open = true;
+  });
+  when("key", () => {
+    at("key-box").open = false;
+    say(at("key-note"), "");
+    showExample();
+    for (const panel of panels) panel();
+  });
+}
+
+const status = new Status(showExample);
+const experts = new Experts();
+const advice = watchAdvice();
+const chat = new Chat();
+watchKey([status.look, experts.look, advice, chat.lookForProfiles]);
 at("copy").addEventListener("click", copyExample);
 at("copy").hidden = !navigator.clipboard; // browsers give it to secure pages only
-at("key").addEventListener("change", () => showExample(at("model").dataset.name));
-watch(at, showExample);

@@ -1,83 +1,106 @@
-// Reads /metrics every second while the page is seen, and shows the engine's figures.
+// The cards at the top: requests, speed, times and memory, now and over the last minutes.
 
-const PERIOD = 1000;
-const POINTS = 60; // of the history, one a period
+import { apiKey, get } from "./api.js";
+import { Chart, roundUpBinary } from "./chart.js";
+import { at, every, say } from "./dom.js";
+import { read } from "./figures.js";
+import { bytes, count, number, percent, seconds } from "./format.js";
 
-// "name{labels} value" lines as a Map of sums over labels, and the labels of moesaic_info.
-export function parse(text) {
-  const values = new Map();
-  let info = {};
-  for (const line of text.split("\n")) {
-    const match = /^(moesaic_\w+)(?:\{(.*)\})? (\S+)$/.exec(line);
-    if (!match) continue;
-    const [, name, labels, value] = match;
-    values.set(name, (values.get(name) ?? 0) + Number(value));
-    if (name === "moesaic_info") {
-      info = Object.fromEntries([...labels.matchAll(/(\w+)="((?:[^"\\]|\\.)*)"/g)].map((m) => [m[1], m[2]]));
-    }
+const PERIOD = 1000; // ms between looks
+const SPAN = 180; // seconds that the charts show
+
+const together = (...parts) => parts.filter(Boolean).join(" · ");
+
+// Each card: the chart's lines as a figure of figures.js, its format, and what stands above the chart.
+const CARDS = {
+  requests: {
+    lines: { running: "running", waiting: "waiting" },
+    format: number,
+    big: (f) => `${number(f.running)} running`,
+    small: (f) => `${number(f.waiting)} waiting · ${count(f.preempted)} preempted · ${count(f.finished)} finished`,
+  },
+  throughput: {
+    lines: { generated: "generatedRate", prompt: "promptRate" },
+    format: (x) => (x === null ? "–" : `${count(x)}/s`),
+    big: (f) => `${count(f.generatedRate)} tokens/s`,
+    small: (f) => `${count(f.generated)} generated · ${count(f.prompt)} of prompts`,
+  },
+  first: {
+    lines: { p50: "first50", p95: "first95", p99: "first99" },
+    format: seconds,
+    big: (f) => seconds(f.first50),
+    small: () => "median of the last minute",
+  },
+  between: {
+    lines: { p50: "between50", p95: "between95", p99: "between99" },
+    format: seconds,
+    big: (f) => seconds(f.between50),
+    small: (f) =>
+      together("median of the last minute", f.routingShare > 0 && `routing ${percent(f.routingShare)} of steps`),
+  },
+  kv: {
+    lines: { used: "kvShare" },
+    format: percent,
+    top: 1,
+    big: (f) => percent(f.kvShare),
+    small: (f) => together(`of ${bytes(f.kvBytes)}`, f.hitShare !== null && `${percent(f.hitShare)} of prompts cached`),
+  },
+  memory: {
+    lines: { used: "expertBytes" },
+    format: bytes,
+    round: roundUpBinary,
+    big: (f) => bytes(f.expertBytes),
+    small: (f) => together(f.expertNote, f.efficiency !== null && `${percent(f.efficiency)} of computed rows used`),
+  },
+};
+
+export class Status {
+  constructor(onModel) {
+    this.onModel = onModel;
+    this.points = [];
+    this.before = null;
+    this.charts = Object.entries(CARDS).map(([id, card]) => {
+      const figure = at(id).querySelector("figure");
+      return [
+        card,
+        at(id),
+        new Chart(figure, Object.keys(card.lines), card.format, { top: card.top, round: card.round, longest: SPAN }),
+      ];
+    });
+    this.look = every(PERIOD, () => this.read());
   }
-  return { values, info };
-}
 
-export function watch(at, onModel) {
-  let before = null;
-  const rates = [];
-
-  async function look() {
+  async read() {
     try {
-      const [health, metrics] = await Promise.all([fetch("health"), fetch("metrics")]);
-      if (!metrics.ok) throw new Error(metrics.statusText);
-      const now = { time: performance.now(), ...parse(await metrics.text()) };
-      show(now);
-      say(health.ok ? "ready" : "engine stopped", health.ok ? "ok" : "bad");
-    } catch {
-      say("no answer", "bad");
-      before = null;
+      const now = read(await get("v1/moe/status"), this.before);
+      this.before = now;
+      this.show(now);
+      this.say("ready", "ok");
+    } catch (error) {
+      this.before = null;
+      if (error.status === 401) this.say(apiKey() ? "wrong API key" : "API key needed", "bad");
+      else if (error.status === 503) this.say("engine stopped", "bad");
+      else this.say(error.status ? error.message : "no answer", "bad");
     }
   }
 
-  // An unchanged text is not set again: a screen reader would say it each time.
-  function say(text, kind) {
-    if (at("state").textContent !== text) at("state").textContent = text;
+  say(text, kind) {
+    say(at("state"), text);
     at("state").className = `state ${kind}`;
   }
 
-  function show(now) {
-    const value = (name) => now.values.get(`moesaic_${name}`) ?? 0;
-    if (at("model").dataset.name !== now.info.model) {
-      at("model").dataset.name = now.info.model;
-      at("model").textContent = `${now.info.model} · ${now.info.architecture} · ${now.info.dtype} on ${now.info.device}`;
-      onModel(now.info.model);
+  show(now) {
+    if (at("model").dataset.name !== now.model) {
+      at("model").dataset.name = now.model;
+      say(at("model"), now.description);
+      this.onModel(now.model);
     }
-    at("running").textContent = value("num_requests_running");
-    at("waiting").textContent = value("num_requests_waiting");
-    at("finished").textContent = `${value("requests_finished_total")} finished`;
-    const firsts = value("time_to_first_token_seconds_count");
-    const mean = value("time_to_first_token_seconds_sum") / firsts;
-    at("first-token").textContent = firsts ? `first token after ${mean.toFixed(2)} s` : "";
-    const used = value("kv_blocks") ? value("kv_blocks_used") / value("kv_blocks") : 0;
-    at("kv").textContent = `${(100 * used).toFixed(used < 0.1 ? 1 : 0)} %`;
-    at("kv-meter").value = used;
-    showRate(now, value("generation_tokens_total"));
-  }
-
-  function showRate(now, tokens) {
-    if (before) {
-      const rate = (1000 * (tokens - before.tokens)) / (now.time - before.time);
-      rates.push(rate);
-      if (rates.length > POINTS) rates.shift();
-      at("rate").textContent = rate.toFixed(rate < 10 ? 1 : 0);
-      const top = Math.max(1, ...rates);
-      const x = (i) => (120 * (POINTS - rates.length + i)) / (POINTS - 1);
-      const line = rates.map((r, i) => `${x(i).toFixed(1)},${(27 - (26 * r) / top).toFixed(1)}`);
-      at("history").firstElementChild.setAttribute("points", line.join(" "));
+    this.points.push(now);
+    while (now.time - this.points[0].time > SPAN) this.points.shift();
+    for (const [card, node, chart] of this.charts) {
+      say(node.querySelector(".big"), card.big(now));
+      say(node.querySelector(".small"), card.small(now));
+      chart.draw(this.points.map((p) => ({ time: p.time, values: Object.values(card.lines).map((name) => p[name]) })));
     }
-    before = { time: now.time, tokens };
   }
-
-  async function loop() {
-    if (!document.hidden) await look();
-    setTimeout(loop, PERIOD);
-  }
-  loop();
 }
