@@ -88,6 +88,7 @@ class Browser:
                         self._answered.notify_all()
                 elif listener := self._listeners.get(message.get("sessionId", "")):
                     listener(message["method"], message["params"])
+        os.close(self._from)
         with self._answered:
             self._ended = True
             self._answered.notify_all()

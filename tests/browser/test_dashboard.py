@@ -62,6 +62,24 @@ def test_another_layer_colours_anew(ready):
     assert ready.run("document.querySelector('#heat-layer').value") == "0"
 
 
+def test_tags_are_counted_apart_and_time_goes_by(ready):
+    ready.run("document.querySelector('[name=tags]').value = 'sums'")
+    say(ready, "What is 1 + 2?")
+    ready.wait("[...document.querySelector('#heat-tag').options].some((o) => o.value === 'sums')")
+    rows = "[...document.querySelectorAll('#layer-rows td:nth-child(2)')].map((td) => Number(td.textContent))"
+    ready.choose("#heat-view", "start")
+    ready.choose("#heat-tag", "sums")
+    tagged = ready.wait(f"new Set({rows}).size === 1 && {rows}[0] > 0 && {rows}[0]")
+    ready.choose("#heat-tag", "")
+    ready.wait(f"{rows}[0] >= {tagged}")
+    ready.choose("#heat-view", "time")
+    ready.wait("/a column is 2 s/.test(document.querySelector('#heat-note').textContent)")
+    empty = ready.run(HEAT)
+    say(ready, "What is 3 + 4?")
+    ready.wait(f"{HEAT} !== {json.dumps(empty)}", 15)
+    assert ready.errors == []
+
+
 def test_two_settings_side_by_side(ready):
     ready.click("#compare")
     ready.run("document.querySelectorAll('[name=top_k]')[1].value = '1'")

@@ -2,6 +2,10 @@
 
 import json
 
+import numpy as np
+import pytest
+
+from moesaic.experts import load
 from tests.browser.conftest import say
 
 JSON = "application/json"
@@ -46,6 +50,31 @@ def test_a_model_without_experts_has_a_chat_all_the_same(ready):
     ready.wait("document.querySelector('#experts').hidden")
     say(ready, "What is 1 + 1?")
     assert ready.text(".message.assistant")
+
+
+def test_a_model_whose_routes_cannot_be_told_has_a_chat_all_the_same(ready):
+    said = {"error": {"message": "no routes here", "param": "return_routed_experts"}}
+    chunk = {"choices": [{"index": 0, "delta": {"content": "85"}, "token_ids": [7]}]}
+
+    def answer(body):
+        if "return_routed_experts" in body:
+            return 400, JSON, json.dumps(said)
+        return 200, "text/event-stream", f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
+
+    ready.wait("document.querySelector('#chat-layer').options.length")
+    ready.fake("/v1/chat/completions", answer)
+    say(ready, "What is 47 + 38?")
+    assert ready.text(".message.assistant") == "85" and not ready.run("document.querySelector('.message.error')")
+    assert ready.run("document.querySelector('#colour').disabled")
+
+
+def test_figures_of_the_page_are_those_of_the_server(ready):
+    draw = np.random.default_rng(3)
+    for counts in (draw.poisson(2.0, 64), draw.zipf(1.5, 16), np.zeros(8, np.int64), np.array([5])):
+        found = ready.run(f"import('./dashboard/history.js').then((m) => m.figuresOf({counts.tolist()}))")
+        for name in ("utilization", "imbalance", "entropy"):
+            assert found[name] == pytest.approx(getattr(load, name)(counts)), name
+        assert found["dead"] == load.dead(counts)
 
 
 def test_a_server_in_trouble_is_told_and_its_return_too(ready):

@@ -5,9 +5,10 @@ const listeners = { refused: new Set(), key: new Set() };
 let refused = null; // the key that the server did not take, with its words: it is not asked again and again
 
 export class ServerError extends Error {
-  constructor(message, status) {
+  constructor({ message, param }, status) {
     super(message);
     this.status = status;
+    this.param = param; // the field of the request at fault, if one is
   }
 }
 
@@ -27,9 +28,10 @@ export function when(event, listener) {
 
 async function reasonOf(response) {
   try {
-    return (await response.json()).error.message;
+    const { message, param } = (await response.json()).error;
+    return { message, param };
   } catch {
-    return `the server answered ${response.status}`;
+    return { message: `the server answered ${response.status}` };
   }
 }
 
@@ -67,7 +69,7 @@ export async function* stream(path, body, signal) {
       const data = block.replace(/^data: /, "");
       if (data === "[DONE]") continue;
       const message = JSON.parse(data);
-      if (message.error) throw new ServerError(message.error.message, message.error.code);
+      if (message.error) throw new ServerError(message.error, message.error.code);
       yield message;
     }
   }

@@ -58,7 +58,7 @@ export class Experts {
       this.paint();
     } catch (error) {
       if (error.status !== 404) return;
-      at("experts").hidden = true;
+      at("experts").hidden = shared.without = true;
       return STOP;
     }
   }

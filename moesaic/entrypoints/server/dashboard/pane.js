@@ -21,7 +21,7 @@ export class Pane {
     say(this.node.querySelector(".pane-name"), name);
     this.clear();
     const colour = () => this.answers.forEach((answer) => answer.colour());
-    onShared("place", colour);
+    for (const change of ["layers", "place"]) onShared(change, colour);
     whenThemeChanges(colour);
     onShared("layers", () => this.limit());
   }
@@ -58,7 +58,7 @@ export class Pane {
       messages: [...beginning, ...this.messages],
       stream: true,
       return_token_ids: true,
-      return_routed_experts: (shared.layers.length && at("colour").checked) || undefined,
+      return_routed_experts: (!shared.without && at("colour").checked) || undefined,
       temperature: Number(temperature.value),
       max_tokens: Number(max_tokens.value),
       routing: this.routing(),
@@ -84,7 +84,11 @@ export class Pane {
     this.watch(answer);
     const times = { sent: performance.now(), first: null };
     try {
-      await this.receive(answer, times, signal);
+      await this.receive(answer, times, signal).catch((error) => {
+        if (error.param !== "return_routed_experts") throw error;
+        withoutColours(error.message);
+        return this.receive(answer, times, signal);
+      });
     } catch (error) {
       if (error.name !== "AbortError") this.add("error", error.message).setAttribute("role", "alert");
     }
@@ -140,6 +144,12 @@ export class Pane {
       answer.pieces[answer.current].node.scrollIntoView({ block: "nearest" });
     });
   }
+}
+
+// Models whose routes nobody can tell still chat.
+function withoutColours(reason) {
+  Object.assign(at("colour"), { checked: false, disabled: true });
+  at("colour").closest("label").title = reason;
 }
 
 function facts(answer, times, routing) {

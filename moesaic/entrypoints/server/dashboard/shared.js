@@ -4,6 +4,7 @@ const changes = new EventTarget();
 
 export const shared = {
   layers: [], // [{name, short, num_experts, top_k}], empty for a model without experts and before it is known
+  without: false, // whether the model is known to have none
   place: 0, // index in `layers` of the one chosen, in any panel
 
   // `layers` as /v1/moe/experts gives them; a layer may have experts in its attention too.
