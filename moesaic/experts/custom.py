@@ -2,10 +2,11 @@
 scores they change, or all is drawn (`experts.simulated`); and the time that choosing takes is measured.
 
 The kernel chooses for all rows first, by the rules of their requests. Functions are given the scores that these rules
-leave; a row that they leave as it was keeps what the kernel chose, bit by bit. Such steps are computed the plain way.
+leave; a row that they leave as it was keeps what the kernel chose, bit by bit. A replayed step is interrupted behind
+each router; where functions may give tokens more experts than a recording has room for, steps are computed plainly.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from time import monotonic, perf_counter
 
@@ -23,6 +24,7 @@ from moesaic.experts.function_types import DomainTags, RequestIds, RoutingInput
 from moesaic.experts.functions import RoutingFunctions
 from moesaic.experts.routing import Routing, RoutingKernels, choose_experts
 from moesaic.experts.simulated import SimulatedRoutes
+from moesaic.kernels.cpu.calls import Kernel
 from moesaic.kernels.route_table import RouteTable
 from moesaic.models.spec import RouterSpec
 
@@ -50,12 +52,14 @@ class CustomRouting:
         functions: those registered; None until the model is complete.
         simulated: what all routes are drawn by; None for real ones.
         tokens: of the step; None where nothing decides.
+        stops: while a step is recorded, where and how a replay of it is to be decided; else None.
     """
 
     def __init__(self) -> None:
         self.functions: RoutingFunctions | None = None
         self.simulated: SimulatedRoutes | None = None
         self.tokens: StepTokens | None = None
+        self.stops: list[tuple[int, Callable[[int], None]]] | None = None
         self._refused = ""
         self._stages: list[Stage] = []
         self._tags: dict[int, list[str]] = {}  # by sequence
@@ -86,6 +90,11 @@ class CustomRouting:
             raise ConfigError("simulate_routing and routing functions exclude each other: choose one")
         self.simulated = simulated
         logger.warning("routes are SIMULATED: experts are drawn by lot, and what the model says means nothing")
+
+    @property
+    def may_widen(self) -> bool:
+        """Whether a token may get more experts than its request asks for: functions with the full signature set k."""
+        return any(function.signature == "full" for function in self.functions or ())
 
     def meet(self, new: NewSequence) -> None:
         """A sequence has come, or comes back."""
@@ -155,7 +164,7 @@ class Stage:
     @property
     def active(self) -> bool:
         """Whether something else than the router decides in this step."""
-        return self.custom.tokens is not None
+        return self.custom.tokens is not None or self.custom.stops is not None
 
     def __call__(
         self,
@@ -172,6 +181,27 @@ class Stage:
         Raises:
             RoutingFunctionError: a function raised, or gave what cannot be chosen by.
         """
+        if self.custom.stops is not None:
+
+            @torch.inference_mode()
+            def decide(rows: int) -> None:
+                part = Routing(routing.ids[:rows], routing.weights[:rows])
+                self._decide(part, logits[:rows], spec, correction, expert_scale, counts, table)
+
+            self.custom.stops.append((len(Kernel.recorder.calls), decide))
+            return routing
+        return self._decide(routing, logits, spec, correction, expert_scale, counts, table)
+
+    def _decide(
+        self,
+        routing: Routing,
+        logits: Tensor,
+        spec: RouterSpec,
+        correction: Tensor | None,
+        expert_scale: Tensor | None,
+        counts: Tensor | None,
+        table: RouteTable | None,
+    ) -> Routing:
         start, before = perf_counter(), self.kernels.route_seconds()
         if self.custom.simulated is not None:
             routing = self._drawn(routing, logits, spec, expert_scale, counts, table)

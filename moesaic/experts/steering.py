@@ -87,6 +87,11 @@ class Steering:
     @property
     def plain(self) -> bool:
         """Whether this step must be computed the plain way: a recording does less than it asks for."""
+        return self.decided and self.custom.may_widen
+
+    @property
+    def decided(self) -> bool:
+        """Whether something else than the routers decides in this step (`custom`)."""
         return self.custom.tokens is not None
 
     @property

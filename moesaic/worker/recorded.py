@@ -5,7 +5,7 @@ the recording has room for, and where a hook on the model wants to look in betwe
 Requests that want more experts a token than the model has are recorded with room for them when they first come.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -24,10 +24,20 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Recording:
-    """A recorded step, and where each replay of it writes its routes."""
+    """A recorded step.
+
+    Attributes:
+        routes: where each replay of it writes its routes.
+        stops: where it is interrupted, and what decides there over routes.
+    """
 
     program: Program
     routes: list[Routing | None]
+    stops: list[tuple[int, Callable[[int], None]]]
+
+    def run(self, rows: int) -> Tensor:
+        """The output's first `rows` rows, by the inputs' first."""
+        return self.program.run_between(rows, self.stops) if self.stops else self.program.run(rows)
 
 
 class RecordedStep:
@@ -39,28 +49,34 @@ class RecordedStep:
         self.capacity = inputs.capacity
         self._inputs = inputs
         self._stats = model.expert_stats
-        self._recordings = {0: self._record()}  # by the room that they have for choices of experts
+        # by the room that they have for choices of experts, and by whether something else than routers decides
+        self._recordings = {(0, False): self._record()}
 
     @property
     def program(self) -> Program | None:
         """The step as the model is; None where it cannot be recorded."""
-        recording = self._recordings[0]
+        recording = self._recordings[0, False]
         return None if recording is None else recording.program
 
     def _record(self) -> Recording | None:
-        count, room = self.capacity, self.model.steering.room
+        steering, count = self.model.steering, self.capacity
+        room = steering.room
+        stops: list[tuple[int, Callable[[int], None]]] | None = [] if steering.decided else None
         batch = replace(
             self._inputs.batch(count), seq_lens_host=[1] * count, table_rows_host=[0] * count, seq_ids=[0] * count
         )
         start, before = perf_counter(), list(self._stats.routes)
+        steering.custom.stops, tokens = stops, steering.custom.tokens
+        steering.custom.tokens = None
         try:
             program = record(lambda: self.model.logits(self.model(batch, self.caches)), count)
-            recording = Recording(program, list(self._stats.routes))
+            recording = Recording(program, list(self._stats.routes), stops or [])
         except NotReplayable as reason:
             logger.info("decode steps are not recorded: %s", reason)
             return None
         finally:
             self._stats.routes[:] = before
+            steering.custom.stops, steering.custom.tokens = None, tokens
         logger.info(
             "decode steps of up to %d sequences%s are replayed: %d calls, recorded in %.2f s",
             count,
@@ -75,10 +91,11 @@ class RecordedStep:
         steering = self.model.steering
         if not batch.replayable or self.model.hooked or steering.plain or self.program is None:
             return None
-        if steering.room not in self._recordings:
-            self._recordings[steering.room] = self._record()
-        recording = self._recordings[steering.room]
+        kind = steering.room, steering.decided
+        if kind not in self._recordings:
+            self._recordings[kind] = self._record()
+        recording = self._recordings[kind]
         if recording is None:
             return None
         self._stats.routes[:] = recording.routes
-        return recording.program.run(batch.num_tokens)
+        return recording.run(batch.num_tokens)

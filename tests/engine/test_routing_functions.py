@@ -9,6 +9,7 @@ import torch
 from moesaic import LLM, RoutingDecision, RoutingInput, SamplingParams
 from moesaic.core.errors import ConfigError
 from moesaic.core.log import setup_logging
+from moesaic.kernels.cpu.replay import Program
 
 PROMPTS = [[(11 * i + 7 * j) % 128 for j in range(5 + 9 * i)] for i in range(4)]
 FINANCE, LAW, BOTH, NONE = {"tags": ["finance"]}, {"tags": ["law"]}, {"tags": ["law", "finance"]}, None
@@ -123,6 +124,29 @@ def test_every_kind_of_router_keeps_neighbours(tiny_model, family):
     together = run(llm, PROMPTS[:3], [NONE, FINANCE, LAW])
     assert together[0] == alone[0] and together[1] != alone[1]
     assert run(llm, PROMPTS[1:2], [FINANCE])[0] == together[1]
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "granitemoe", "deepseek_v3", "phimoe", "jetmoe"])
+def test_replayed_steps_are_decided_alike(tiny_model, family, monkeypatch):
+    replays = []
+    run_between = Program.run_between
+    monkeypatch.setattr(Program, "run_between", lambda *given: replays.append(given[1]) or run_between(*given))
+    path, routings = tiny_model(family), [NONE, FINANCE, {**FINANCE, "top_k": 1}, {**BOTH, "ban": [0, 3]}]
+    expected = run(engine(path, domain_aware_routing, enforce_eager=True), PROMPTS, routings, tokens=8)
+    assert not replays
+    eager = engine(path, domain_aware_routing, enforce_eager=True)
+    llm = engine(path, domain_aware_routing)
+    for one in (eager, llm):
+        taps(one).reset()
+    assert run(llm, PROMPTS, routings, tokens=8) == run(eager, PROMPTS, routings, tokens=8) == expected
+    assert replays == [4] * 7
+    assert torch.equal(taps(llm).counts, taps(eager).counts)
+    for (_, ids, weights), (_, other_ids, others) in zip(taps(llm).of_step(4), taps(eager).of_step(4), strict=True):
+        assert torch.equal(ids, other_ids[:, : ids.shape[1]]) and torch.equal(weights, others[:, : ids.shape[1]])
+    llm.unregister_moe_routing_func("domain_aware_routing")
+    replays.clear()
+    assert run(llm, PROMPTS, [NONE] * 4) == run(engine(path), PROMPTS, [NONE] * 4)
+    assert not replays
 
 
 def test_chunks_and_preemption_change_nothing(tiny_model):

@@ -11,7 +11,7 @@ a view stops the recording.
 
 import ctypes
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,20 @@ class Program:
         """All calls for the first `rows` rows of the inputs; returns the output's rows."""
         self._rows.value = rows
         _replay(self._whole)
+        return self._outputs[rows]
+
+    def run_between(self, rows: int, stops: Sequence[tuple[int, Callable[[int], None]]]) -> Tensor:
+        """The same, with something done before some calls.
+
+        Args:
+            stops: index of the call, and what is called with `rows` before it; in order.
+        """
+        first = 0
+        for call, act in stops:
+            self.run_part(rows, first, call)
+            act(rows)
+            first = call
+        self.run_part(rows, first, len(self.names))
         return self._outputs[rows]
 
     def run_part(self, rows: int, first: int, last: int) -> None:
