@@ -84,8 +84,8 @@ IMBALANCE = Branch(
             f"Do fewer than {LEAST_UTILIZATION:.0%} of some layer's experts get a token?",
             _unused,
             yes=Advice(
-                "Record what this traffic uses (moesaic profile) and try without the rest: moesaic prune writes a routing "
-                "profile that bans them by layer, and measures what that does to answers."
+                "Record what this traffic uses (moesaic profile) and try without the rest: moesaic prune writes a "
+                "routing profile that bans them by layer, and measures what that does to answers."
             ),
         ),
     ],

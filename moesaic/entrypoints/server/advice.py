@@ -16,8 +16,8 @@ router = APIRouter()
 async def advice(request: Request) -> Response:
     """What to change about this server, by its own figures: `outcomes` holds each branch of the tree.
 
-    A branch has `findings` (`problem`, `because`, `advice`), the `figures` of what was looked at, and what is `unknown`.
-    There is none before `has_traffic`.
+    A branch has `findings` (`problem`, `because`, `advice`), the `figures` of what was looked at, and what is
+    `unknown`. There is none before `has_traffic`.
     """
     engine = engine_of(request)
     status = await status_of(request)
