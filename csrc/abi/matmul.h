@@ -58,6 +58,7 @@ typedef struct {
     int32_t weight_on_input;  // 1: weights scale the experts' inputs, and outputs are only summed
     int32_t block_size;       // most rows of an expert that one unit of work takes; 0: chosen here
     moesaic_activate activation;
+    int64_t* tally;           // [2] or null: adds the rows routed to experts, and the rows that their blocks have room for
 } moesaic_fused_moe_args;
 
 MOESAIC_API void moesaic_fused_moe(const moesaic_fused_moe_args* args);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "matmul.h"
+#include "matmul_tiles.h"
 #include "panel_output.h"
 #include "region.h"
 
@@ -97,6 +98,10 @@ private:
 
     void add_blocks(const moesaic_expert* expert, int64_t begin, int64_t end) {
         const int64_t most = args_.block_size > 0 && args_.block_size < BLOCK_ROWS ? args_.block_size : BLOCK_ROWS;
+        if (args_.tally != nullptr) {
+            args_.tally[0] += end - begin;
+            args_.tally[1] += round_up(end - begin, args_.block_size > 0 ? most : TILE_ROWS);
+        }
         const int32_t form = token_form(form_of(expert->gate_up));
         const Form down_form = form_of(expert->down);
         for (; begin < end; begin += most) {

@@ -72,6 +72,7 @@ class LayerSummary(msgspec.Struct, array_like=True):
         part: what the experts are, "ffn" or "attention".
         imbalance, entropy: None where no token came.
         dead: how many experts got none, where some got any.
+        compute_efficiency: rows routed over rows of the blocks that they were computed in; None where none were.
         tokens_total: choices since the start; a token with k experts counts k times.
     """
 
@@ -81,6 +82,7 @@ class LayerSummary(msgspec.Struct, array_like=True):
     imbalance: float | None
     entropy: float | None
     dead: int
+    compute_efficiency: float | None
     tokens_total: int
 
 
@@ -91,7 +93,7 @@ class MoeSummary(msgspec.Struct, array_like=True):
         time: by the engine's own clock.
         seconds: how far back the figures of the layers reach.
         recomputed_tokens_total: computed again after a preemption, and counted once.
-        compute_efficiency: rows routed over rows computed in blocks, in the last minute; None where none were.
+        compute_efficiency: of all layers together.
         kv_fragmentation: share of the places in used KV blocks that hold no token; None where none is used.
         expert_fragmentation: share of the bytes of expert pages that no weight fills; None where there are none.
         expert_bytes: of expert pages.

@@ -45,5 +45,10 @@ LAYER_GAUGES = (
     ("expert_utilization", "Share of a layer's experts that got a token in the last minute.", "utilization"),
     ("token_imbalance", "Tokens of a layer's busiest expert over the mean, in the last minute.", "imbalance"),
     ("routing_entropy", "H / log N of a layer's tokens over its experts, in the last minute; 1 is even.", "entropy"),
+    (
+        "compute_efficiency",
+        "Rows routed to a layer's experts over rows of the blocks they were computed in, in the last minute.",
+        "compute_efficiency",
+    ),
     ("dead_experts", "Experts of a layer that got no token in the last minute, where others did.", "dead"),
 )

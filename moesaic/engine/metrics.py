@@ -191,11 +191,6 @@ class _MoeMetrics:
             "Tokens computed again after a preemption, which no other count of experts has twice.",
             registry=registry,
         )
-        self._efficiency = Gauge(
-            "moesaic_moe_compute_efficiency",
-            "Rows routed to experts over rows of the blocks that they were computed in, in the last minute.",
-            registry=registry,
-        )
         self._fragmentation = Gauge(
             "moesaic_moe_memory_fragmentation",
             "Share of allocated memory that holds nothing: of used KV blocks, and of expert pages.",
@@ -214,7 +209,6 @@ class _MoeMetrics:
                 _set(gauge, getattr(layer, field), labels)
             self._tokens.labels(*labels).inc(layer.tokens_total - before.get((layer.layer, layer.part), 0))
         self._recomputed.inc(moe.recomputed_tokens_total - self._before.recomputed_tokens_total)
-        self._efficiency.set(float("nan") if moe.compute_efficiency is None else moe.compute_efficiency)
         _set(self._fragmentation, moe.kv_fragmentation, ("kv",))
         _set(self._fragmentation, moe.expert_fragmentation, ("experts",))
         self._expert_bytes.set(moe.expert_bytes)

@@ -44,6 +44,7 @@ class MoeStatistics:
         self._on = bool(stats.taps) and stats.enabled
         self._counting = Counting(stats)
         self._windows = Windows(self._totals, clock)
+        self._tallies = Windows(lambda: {ALL: stats.tallies.numpy(force=True)}, clock)
         self._last_summary = clock() - SUMMARY_SECONDS
 
     def _totals(self) -> dict[str, Counts]:
@@ -53,6 +54,7 @@ class MoeStatistics:
         """Called before the model computes."""
         if self._on:
             self._windows.changing()
+            self._tallies.changing()
 
     def after_step(self, plan: StepPlan) -> None:
         """Called when a plan was computed, before it is booked."""
@@ -62,6 +64,7 @@ class MoeStatistics:
         if rows:
             self._counting.step(rows, plan.num_tokens)
         self._windows.changed()
+        self._tallies.changed()
 
     def _rows(self, plan: StepPlan) -> list[Rows]:
         """The rows of sequences with tags, and of those that compute tokens again."""
@@ -83,11 +86,12 @@ class MoeStatistics:
         """What dashboards and metrics follow."""
         self._last_summary = self._clock()
         seconds, counted = self._windows.counted(SUMMARY_WINDOW)
-        totals = self._stats.counts.numpy(force=True)
+        totals, tallies = self._stats.counts.numpy(force=True), self._tallies.counted(SUMMARY_WINDOW)[1][ALL]
         return MoeSummary(
             time=self._last_summary,
             seconds=seconds,
-            layers=[_summary(tap, counted[ALL], totals) for tap in self._stats.taps],
+            layers=[_summary(tap, counted[ALL], totals, tallies) for tap in self._stats.taps],
+            compute_efficiency=_efficiency(tallies.sum(0)),
             recomputed_tokens_total=self._counting.recomputed_tokens,
         )
 
@@ -102,7 +106,7 @@ class MoeStatistics:
         if not self._stats.taps:
             return None
         seconds, counted = self._windows.counted(window)
-        tokens = counted.get(tag)
+        tokens, tallies = counted.get(tag), self._tallies.counted(window)[1][ALL]
         layers = [_layer(tap, _of_tap(tap, tokens)) for tap in self._stats.taps]
         return {
             "window": window,
@@ -114,16 +118,21 @@ class MoeStatistics:
                 "tokens": sum(sum(layer["tokens"]) for layer in layers),
                 "dead": sum(len(layer["dead"]) for layer in layers),
                 **{name: _mean(layers, name) for name in ("utilization", "imbalance", "entropy")},
+                "compute_efficiency": _efficiency(tallies.sum(0)),
                 "recomputed_tokens": self._counting.recomputed_tokens,
             },
         }
+
+
+def _efficiency(tally: Counts) -> float | None:
+    return load.share(int(tally[0]), int(tally[1]))
 
 
 def _of_tap(tap: Tap, counts: Counts | None) -> Counts:
     return np.zeros(tap.num_experts, np.int64) if counts is None else counts[tap.row, : tap.num_experts]
 
 
-def _summary(tap: Tap, counted: Counts, totals: Counts) -> LayerSummary:
+def _summary(tap: Tap, counted: Counts, totals: Counts, tallies: Counts) -> LayerSummary:
     tokens = _of_tap(tap, counted)
     return LayerSummary(
         layer=tap.layer,
@@ -132,6 +141,7 @@ def _summary(tap: Tap, counted: Counts, totals: Counts) -> LayerSummary:
         imbalance=load.imbalance(tokens),
         entropy=load.entropy(tokens),
         dead=len(load.dead(tokens)),
+        compute_efficiency=_efficiency(tallies[tap.row]),
         tokens_total=int(_of_tap(tap, totals).sum()),
     )
 

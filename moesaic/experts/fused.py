@@ -80,7 +80,7 @@ class FusedMoE(Layer):
             self.steering.refuse("the model's class routes by its own code")
         seam()
         tokens, local = self.dispatcher.dispatch(hidden_states, routing)
-        out = run_experts(self._fused_moe, tokens, local, self.experts.pages, self.spec, self._block_size)
+        out = run_experts(self._fused_moe, tokens, local, self.experts.pages, self.spec, self._block_size, self.tap)
         return self.dispatcher.combine(out, routing)
 
     def _choose(self, logits: Tensor) -> Routing:

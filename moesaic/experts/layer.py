@@ -7,7 +7,7 @@ from torch import Tensor
 
 from moesaic.experts.dispatch import LocalDispatch
 from moesaic.experts.routing import Router, Routing
-from moesaic.experts.stats import ExpertStats
+from moesaic.experts.stats import ExpertStats, Tap
 from moesaic.experts.store import ExpertPages
 from moesaic.kernels.cpu.calls import seam
 from moesaic.layers.base import BuildContext, Layer
@@ -66,7 +66,7 @@ class MoE(Layer):
 
     def compute(self, tokens: Tensor, routing: Routing) -> Tensor:
         """The weighted sum of what each token's experts make of it, in k order: `[T, H]` -> `[T, H]`."""
-        return run_experts(self._fused_moe, tokens, routing, self.experts.pages, self.spec, self._block_size)
+        return run_experts(self._fused_moe, tokens, routing, self.experts.pages, self.spec, self._block_size, self.tap)
 
     def with_shared(self, hidden: Tensor, routed: Tensor) -> Tensor:
         """What the routed experts gave, scaled, and what the shared one makes of the same tokens: `[T, H]`."""
@@ -81,7 +81,13 @@ class MoE(Layer):
 
 
 def run_experts(
-    fused_moe: Callable[..., Any], tokens: Tensor, routing: Routing, pages: Any, spec: MoESpec, block_size: int
+    fused_moe: Callable[..., Any],
+    tokens: Tensor,
+    routing: Routing,
+    pages: Any,
+    spec: MoESpec,
+    block_size: int,
+    tap: Tap | None,
 ) -> Tensor:
     """The weighted sum of what each token's experts make of it, in k order: `[T, H]` -> `[T, H]`."""
     out: Tensor = fused_moe(
@@ -94,5 +100,6 @@ def run_experts(
         alpha=spec.alpha,
         limit=spec.limit,
         block_size=block_size,
+        tally=None if tap is None else tap.tally,
     )
     return out

@@ -28,12 +28,14 @@ class Tap:
         part: what the experts are: feed-forwards, or attention's projections.
         num_experts, top_k: of the router; top_k is what the model has, whatever a request asks for.
         counts: `[E]` int64, a view that stays where it is; None where nothing is counted.
+        tally: `[2]` int64, likewise: its row of `ExpertStats.tallies`.
     """
 
     def __init__(self, stats: "ExpertStats", row: int, layer: int, part: Part, num_experts: int, top_k: int) -> None:
         self.row, self.layer, self.part = row, layer, part
         self.num_experts, self.top_k = num_experts, top_k
         self.counts = stats.counts[row, :num_experts] if stats.enabled else None
+        self.tally = stats.tallies[row] if stats.enabled else None
         self._stats = stats
 
     def note(self, routing: "Routing") -> None:
@@ -49,6 +51,8 @@ class ExpertStats:
         counts: `[rows, experts]` int64, tokens routed to each expert since the start, on the model's device (0 where a
             row has no router). A decoder's row i is of the feed-forward of layer i; of a layer with a second router,
             that one's row stands behind those of all layers.
+        tallies: `[rows, 2]` int64, by row: rows routed to feed-forward experts, and rows of the whole blocks that
+            kernels computed them in. What is computed again counts again.
         routes: by row, what was chosen in the last step. In a replayed step the tensors are the recording's own, of
             which the first rows are the step's; `of_step` cuts them.
         taps: of the rows that have a router, in the order of the layers.
@@ -60,6 +64,7 @@ class ExpertStats:
     def __init__(self, num_layers: int, num_experts: int, device: torch.device, num_more: int = 0) -> None:
         self.num_layers = num_layers
         self.counts = torch.zeros(num_layers + num_more, num_experts, dtype=torch.int64, device=device)
+        self.tallies = torch.zeros(len(self.counts), 2, dtype=torch.int64, device=device)
         self.routes: list[Routing | None] = [None] * len(self.counts)
         self.taps: list[Tap] = []
 
@@ -119,6 +124,7 @@ class ExpertStats:
     def reset(self) -> None:
         """Start from zero."""
         self.counts.zero_()
+        self.tallies.zero_()
         self.routes[:] = [None] * len(self.routes)
 
 

@@ -113,6 +113,7 @@ def fused_moe(
     alpha: float = ALPHA,
     limit: float = LIMIT,
     block_size: int = 0,
+    tally: Tensor | None = None,
 ) -> Tensor:
     """Each token's weighted sum of what its chosen experts make of it, in the order of its choices.
 
@@ -124,6 +125,7 @@ def fused_moe(
         weight_on_input: weights scale the experts' inputs, and their outputs are only summed.
         alpha, limit: of swigluoai.
         block_size: for the kernels that work in blocks of an expert's rows; without meaning here.
+        tally: `[2]` int64, gains the rows routed to experts, and the rows computed: the same here.
 
     Returns:
         `[T, H]` in hidden's dtype.
@@ -134,6 +136,8 @@ def fused_moe(
         rows = hidden.index_select(0, pairs.div(k, rounding_mode="floor"))  # [n, H]
         if weight_on_input:
             rows = (rows * weights.flatten().index_select(0, pairs).unsqueeze(1)).to(hidden.dtype)
+        if tally is not None:
+            tally += len(pairs)
         outputs.index_copy_(0, pairs, _expert(rows, experts, slot, activation, alpha, limit))
     return combine(outputs.view(num_tokens, k, -1), torch.ones_like(weights) if weight_on_input else weights)
 

@@ -163,3 +163,27 @@ def test_counting_can_be_left_out_to_measure_what_it_costs(tiny_model, monkeypat
     llm.generate([[1, 2, 3]], params("x", max_tokens=4), use_tqdm=False)
     stats = llm.llm_engine.engine.executor.model.expert_stats
     assert not stats.counts.any() and not any(stats.routes)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_compute_efficiency(tiny_model, backend):
+    """Rows routed over rows of whole blocks, step by step and expert by expert; what is replayed counts as well."""
+    llm = LLM(tiny_model("qwen3_moe"), skip_tokenizer_init=True, threads=1, moe_backend=backend, moe_block_size=4)
+    engine = llm.llm_engine.engine
+    stats, plain, routed, computed = engine.executor.model.expert_stats, engine.executor.execute, 0, 0
+
+    def execute(plan):
+        nonlocal routed, computed
+        before = stats.counts.clone()
+        result = plain(plan)
+        counts = [n for n in (stats.counts - before).flatten().tolist() if n]
+        routed += sum(counts)
+        computed += sum(-(-n // 4) * 4 if backend == "cpu" else n for n in counts)
+        return result
+
+    engine.executor.execute = execute
+    assert llm.llm_engine.ask("experts")["totals"]["compute_efficiency"] is None
+    llm.generate([list(range(1, 1 + n)) for n in LENGTHS], params(max_tokens=8), use_tqdm=False)
+    found = llm.llm_engine.ask("experts", window="1m")["totals"]["compute_efficiency"]
+    assert found == engine.summary().compute_efficiency == routed / computed
+    assert (found == 1) == (backend == "reference")

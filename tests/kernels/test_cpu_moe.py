@@ -144,3 +144,15 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"slot 1 holds"):
         wrong = PackedExperts(layer.slot_of, layer.gate_up, [layer.down[0], layer.gate_up[0], *layer.down[2:]])
         fused_moe(hidden, ids, weights, wrong)
+
+
+def test_what_is_routed_and_what_blocks_have_room_for_is_tallied(isa):
+    layer = experts(W8)
+    hidden, ids, weights = tokens(150, layer)
+    ids[3, 1] = -1  # a choice that is left out
+    counts = [n for n in torch.bincount(ids[ids >= 0]).tolist() if n]
+    assert max(counts) > 64
+    for block_size, rows in ((0, 12 if isa.startswith("avx512") else 6), (4, 4), (64, 64)):
+        tally = torch.tensor([1000, 2000])
+        fused_moe(hidden, ids, weights, layer, block_size=block_size, tally=tally)
+        assert tally.tolist() == [1000 + sum(counts), 2000 + sum(-(-n // rows) * rows for n in counts)]

@@ -19,7 +19,7 @@ from moesaic.entrypoints.server.settings import ServerArgs
 
 def summary(time, tokens, **fields):
     figures = (0.5, 4.0, 0.6) if tokens else (0.0, None, None)
-    return MoeSummary(time, 60.0, [LayerSummary(3, "ffn", *figures, 8, tokens)], **fields)
+    return MoeSummary(time, 60.0, [LayerSummary(3, "ffn", *figures, 8, 0.75, tokens)], **fields)
 
 
 def samples(text):
@@ -62,7 +62,7 @@ def test_metrics_follow_summaries(engine, client):
     assert found["moesaic_moe_token_imbalance", layer] == 4.0
     assert found["moesaic_moe_memory_fragmentation", (("kind", "kv"),)] == 0.5
     assert found["moesaic_moe_recomputed_tokens_total", ()] == 7
-    idle = MoeSummary(4.0, 60.0, [LayerSummary(3, "ffn", 0.0, None, None, 0, 100)], recomputed_tokens_total=7)
+    idle = MoeSummary(4.0, 60.0, [LayerSummary(3, "ffn", 0.0, None, None, 0, None, 100)], recomputed_tokens_total=7)
     engine.metrics.observe_moe(idle)
     found = samples(client.get("/metrics").text)
     assert found["moesaic_moe_expert_tokens_total", layer] == 100

@@ -68,6 +68,7 @@ class FusedMoeArgs(ctypes.Structure):
         ("weight_on_input", ctypes.c_int32),
         ("block_size", ctypes.c_int32),
         ("activation", Activate),
+        ("tally", ctypes.c_void_p),
     )
 
 
@@ -177,6 +178,7 @@ def fused_moe(
     alpha: float = ALPHA,
     limit: float = LIMIT,
     block_size: int = 0,
+    tally: Tensor | None = None,
 ) -> Tensor:
     """Each token's weighted sum of what its chosen experts make of it, in the order of its choices.
 
@@ -188,6 +190,8 @@ def fused_moe(
         weight_on_input: weights scale the experts' inputs, and their outputs are only summed.
         alpha, limit: of swigluoai.
         block_size: the most rows of an expert that one unit of work takes; 0: chosen by the kernel.
+        tally: `[2]` int64, gains the rows routed to experts, and the rows of whole blocks that these take: of
+            `block_size`, or where it is 0, of as many rows as the kernel multiplies weights by when it has read them.
 
     Returns:
         `[T, H]`.
@@ -214,6 +218,7 @@ def fused_moe(
             weight_on_input,
             block_size,
             _activate(activation, alpha, limit),
+            pointer(tally, torch.int64),
         )
     )
     return out

@@ -87,6 +87,7 @@ class Experts:
             self.activation.name,
             alpha=self.activation.alpha,
             limit=self.activation.limit,
+            tally=self.tap.tally,
         )
         return out.to(hidden.dtype).view(hidden.shape)
 
