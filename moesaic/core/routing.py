@@ -60,6 +60,10 @@ class RoutingRule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
         """Whether anything is done at all."""
         return bool(self.top_k or self.allow is not None or self.ban or self.bias or self.temperature)
 
+    def is_for(self, layer: int) -> bool:
+        """Whether it applies to the decoder layer of this index."""
+        return self.layers is None or layer in self.layers
+
     def bias_of(self, num_experts: int) -> list[float]:
         """The bias of each expert."""
         if isinstance(self.bias, list):
@@ -191,18 +195,27 @@ class LayerRouting:
 def fold(rules: Sequence[RoutingRule], layer: LayerShape) -> LayerRouting:
     """What `rules`, in order, come to in a layer."""
     top_k, temperature = layer.top_k, 1.0
-    allowed, bias = set(range(layer.num_experts)), [0.0] * layer.num_experts
+    bias: list[float] = []
     for rule in rules:
-        if rule.layers is not None and layer.index not in rule.layers:
+        if not rule.is_for(layer.index):
             continue
         top_k = rule.top_k if rule.top_k is not None else top_k
         temperature = rule.temperature if rule.temperature is not None else temperature
-        allowed &= allowed if rule.allow is None else set(rule.allow)
-        allowed -= set(rule.ban)
         if rule.bias:
-            bias = [a + b for a, b in zip(bias, rule.bias_of(layer.num_experts), strict=True)]
-    banned = tuple(expert for expert in range(layer.num_experts) if expert not in allowed)
-    return LayerRouting(top_k, banned, tuple(bias) if any(bias) else (), temperature)
+            own = rule.bias_of(layer.num_experts)
+            bias = [a + b for a, b in zip(bias, own, strict=True)] if bias else own
+    return LayerRouting(top_k, tuple(banned_in(rules, layer)), tuple(bias) if any(bias) else (), temperature)
+
+
+def banned_in(rules: Sequence[RoutingRule], layer: LayerShape) -> list[int]:
+    """The experts that `rules` leave out in a layer."""
+    banned: set[int] = set()
+    for rule in rules:
+        if rule.is_for(layer.index):
+            banned.update(rule.ban)
+            if rule.allow is not None:
+                banned.update(set(range(layer.num_experts)).difference(rule.allow))
+    return sorted(banned)
 
 
 def check_rule(rule: RoutingRule, shape: MoeShape) -> None:
@@ -212,7 +225,7 @@ def check_rule(rule: RoutingRule, shape: MoeShape) -> None:
         if index not in known:
             raise _wrong("layers", f"names layer {index}, and the layers with experts are {_spans(sorted(known))}")
     for layer in shape.layers:
-        if rule.layers is None or layer.index in rule.layers:
+        if rule.is_for(layer.index):
             _check_in(layer, rule)
 
 
@@ -257,7 +270,7 @@ def resolve(
     for rule in own:
         check_rule(rule, shape)
     for layer in shape.layers:
-        if len(fold(rules, layer).banned) == layer.num_experts:
+        if len(banned_in(rules, layer)) == layer.num_experts:
             name = "allow" if options.allow is not None and not options.ban else "ban"
             raise _wrong(name, f"leaves none of the {layer.num_experts} experts of layer {layer.index} to choose")
     named = (profile, version) if profile_rules else ("", "")

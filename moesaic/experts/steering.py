@@ -150,8 +150,12 @@ class Steering:
             self._numbers[routing.key], self._users[number] = number, set()
             self._numbered = [], []  # the number means something else now
             self._rooms.pop(number, None)
+            made: dict[Any, Rule] = {}  # most layers are alike
             for index, table in self._tables:
-                rule = self._rule(routing, LayerShape(index, table.num_experts, table.top_k))
+                which = tuple(rule.is_for(index) for rule in routing.rules), table.num_experts, table.top_k
+                if which not in made:
+                    made[which] = self._rule(routing, LayerShape(index, table.num_experts, table.top_k))
+                rule = made[which]
                 table.set(number, rule)
                 if rule.top_k > table.top_k:
                     needed = 1 << (rule.top_k - 1).bit_length()

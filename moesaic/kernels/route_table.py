@@ -96,9 +96,10 @@ class RouteTable:
         self.rows = rows
         self.num_experts = num_experts
         self.rules: list[Rule] = [Rule(top_k)]
-        self._kept: list[Tensor] = []
+        self._array = (_Rule * 0)()
+        self._kept: dict[int, list[Tensor]] = {}  # what the structs point to
         self._table = _Table(rows.address, None)
-        self._write()
+        self._write(0)
 
     @property
     def address(self) -> int:
@@ -124,18 +125,18 @@ class RouteTable:
         """Put a rule at a number; those between it and the others so far are the model's own way."""
         while len(self.rules) <= number:
             self.rules.append(self.rules[0])
+            self._write(len(self.rules) - 1)
         self.rules[number] = rule
-        self._write()
+        self._write(number)
 
-    def _write(self) -> None:
-        """The rules as kernels on the CPU read them."""
-        self._kept = []
-        self._array = (_Rule * len(self.rules))(*(self._struct(rule) for rule in self.rules))
-        self._table.rules = ctypes.addressof(self._array)
-
-    def _struct(self, rule: Rule) -> _Rule:
+    def _write(self, number: int) -> None:
+        """A rule as kernels on the CPU read it; there is room for as many again."""
+        if number >= len(self._array):
+            self._array = (_Rule * (2 * number + 1))(*self._array)
+            self._table.rules = ctypes.addressof(self._array)
+        rule = self.rules[number]
         bias = None if rule.bias is None else rule.bias.cpu().float().contiguous()
-        banned = None if rule.banned is None else rule.banned.cpu().to(torch.uint8).contiguous()
-        self._kept += [tensor for tensor in (bias, banned) if tensor is not None]
+        banned = None if rule.banned is None else rule.banned.cpu().contiguous().view(torch.uint8)
+        self._kept[number] = [tensor for tensor in (bias, banned) if tensor is not None]
         pointers = (None if tensor is None else tensor.data_ptr() for tensor in (bias, banned))
-        return _Rule(rule.top_k, rule.temperature, *pointers)
+        self._array[number] = _Rule(rule.top_k, rule.temperature, *pointers)
