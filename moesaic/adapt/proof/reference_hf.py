@@ -111,6 +111,10 @@ def load_hf(path: str, trust_remote_code: bool = False, num_layers: int | None =
         except CheckpointError:
             raise
         except Exception as error:  # code that is not ours, of every kind: why it cannot be the reference is one line
+            if not trust_remote_code and "trust_remote_code" in str(error):
+                raise CheckpointError(
+                    f"{path} brings code of its own, and transformers has none for it: --trust-remote-code runs that"
+                ) from error
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CheckpointError(f"transformers does not load {path}: {first}") from error
     absent = sorted(map(str, [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]))
