@@ -50,10 +50,11 @@ test-emulated: dev
 	MOESAIC_CPU_LIBRARIES=$(abspath $(EMULATED)) MOESAIC_EMULATED_ISAS=1 \
 	  $(BIN)/python -m pytest tests/kernels -k avx512 --timeout 0 $(ARGS)
 
-# 10,000 mutated checkpoints, of which `make test` runs a sample (half an hour on two cores); one alone by its number:
-# make fuzz ARGS="--only 123".
+# 10,000 mutated checkpoints that are to be served (half an hour on two cores), and 2,000 on which the tools around
+# checkpoints are used; `make test` runs samples. One alone by its number: make fuzz ARGS="--only 123".
 fuzz: dev
 	$(BIN)/python -m tests.fuzz.run $(ARGS)
+	$(BIN)/python -m tests.fuzz.run --way tools $(ARGS)
 
 install: $(VENV)/.installed
 dev: $(VENV)/.installed-dev

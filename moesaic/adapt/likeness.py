@@ -13,6 +13,7 @@ from moesaic.adapt.names import Group
 from moesaic.adapt.survey import Survey
 from moesaic.models.aliases import field_of
 from moesaic.models.config_reader import METADATA
+from moesaic.models.plausible import COUNTED, too_large
 from moesaic.models.registry import Architecture, ModelRegistry
 from moesaic.weights.rules import AnyRule, Rule, numberless
 
@@ -67,6 +68,8 @@ def nearest_architectures(found: Survey, most: int = 5) -> list[Likeness]:
     groups = [group for group in found.weight_groups if len(group)]
     config = {k: v for k, v in (found.config or {}).items() if k != "quantization_config"}
     facts = measured(groups, (key.rpartition(".")[2] for key, _ in flat(config)))
+    if too_large(facts.get("num_hidden_layers", 1), facts.get("num_experts", 1), COUNTED):
+        return []
     # The language model's keys may stand in an object of their own, whatever wraps them.
     inner = {} if _is_model(config) else {k: v for k, v in config.items() if isinstance(v, Mapping) and _is_model(v)}
     ranked = []

@@ -52,7 +52,7 @@ def load_weights(
     """
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     plan = plan_load(shapes, rules, {name: i.shape for name, i in source.tensors.items()}, where)
-    _refuse_dtypes(source, plan.copies + plan.checks, where)
+    refuse_dtypes(source, plan.copies + plan.checks, where)
     place = {name: i for i, name in enumerate(source.tensors)}
     copies = sorted((c for c in plan.copies if c.target not in filled), key=lambda copy: place[copy.source])
     start = time.perf_counter()
@@ -110,7 +110,8 @@ def _pour_dummy(sink: Sink, generator: torch.Generator) -> None:
         sink.rows(start, stop).fill(torch.empty(stop - start, cols).normal_(0.0, DUMMY_STD, generator=generator))
 
 
-def _refuse_dtypes(source: Source, copies: Iterable[Copy], where: str) -> None:
+def refuse_dtypes(source: Source, copies: Iterable[Copy], where: str) -> None:
+    """Raise CheckpointError where what parameters are filled from holds no floats."""
     dtypes = {copy.source: source.tensors[copy.source].dtype for copy in copies}
     bad = {name: dtype for name, dtype in dtypes.items() if dtype not in FLOAT_DTYPES}
     if bad:

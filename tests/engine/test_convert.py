@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from moesaic import LLM, SamplingParams
-from moesaic.adapt import convert
+from moesaic.adapt import convert, verify
 from moesaic.adapt.conversion import convert as conversion
 from moesaic.adapt.conversion import folder, tensors
 from moesaic.core.errors import CheckpointError, ConfigError
@@ -304,6 +304,19 @@ def test_what_does_not_fill_its_model_is_not_converted(tiny_model, tmp_path):
     with pytest.raises(CheckpointError, match=r"layers.1.mlp.experts.2.gate.weight"):
         convert(str(tmp_path / "broken"), str(tmp_path / "hf"))
     assert not (tmp_path / "hf").exists()
+
+
+def test_whole_numbers_are_no_weights(tiny_model, tmp_path):
+    source, out = tmp_path / "whole", tmp_path / "out"
+    shutil.copytree(tiny_model("qwen3_moe"), source)
+    tensors = load_file(source / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].int()
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    for use in (lambda: convert(str(source), str(out)), lambda: convert(str(source), str(out), format="packed")):
+        with pytest.raises(CheckpointError, match=r"dtypes that are not read \(I32; for instance model.norm.weight"):
+            use()
+    proof = verify(str(source))
+    assert proof.failed is not None and proof.failed.number == 0 and "I32" in proof.failed.summary
 
 
 def test_rows_of_no_parameter_are_not_made_up():

@@ -12,6 +12,7 @@ from moesaic.adapt import record, verify
 from moesaic.adapt.proof import compare, scan
 from moesaic.adapt.proof.captured import Probe, by_token, difference, other_choices
 from moesaic.adapt.proof.ours import OurModel
+from moesaic.adapt.proof.prompts import from_file
 from moesaic.adapt.proof.reference_hf import load_hf
 from moesaic.core.errors import CheckpointError, ConfigError
 from moesaic.entrypoints.cli.main import main
@@ -116,9 +117,13 @@ def test_own_prompts(tiny_model, tmp_path):
     file.write_text("[1, 2, 3]\n")
     proof = verify(tiny_model("olmoe"), prompts_file=str(file))
     assert proof.proven and any(note.startswith("the prompts reach") for note in proof.notes)  # not every expert
-    file.write_text("[1, 2, 3]\n[1, 2, 300]")
-    with pytest.raises(ConfigError, match="line 2"):
-        verify(tiny_model("olmoe"), prompts_file=str(file))
+    for line in (b"[1, 2, 300]", b"[1, 2.0]", b"[" * 100_000, b"[1"):
+        file.write_bytes(b"[1, 2, 3]\n" + line)
+        with pytest.raises(ConfigError, match="line 2"):
+            from_file(str(file), "", 128, 100)
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        from_file(str(file), "", 128, 100)
 
 
 def test_json_of_a_proof(tiny_model, capsys, monkeypatch):

@@ -11,8 +11,10 @@ from safetensors.torch import save_file
 from tests.conftest import EMBEDDED
 from tests.gguf_files import write_gguf
 from tests.layouts import write_directories, write_hdf5
+from tests.niche import make_niche
 
 LAYERS, EXPERTS, HIDDEN, INNER, VOCABULARY = 2, 4, 32, 16, 1536
+RECORDED = "reference.recorded"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 CONFIG: dict[str, Any] = {
     "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "attention_bias": False,
@@ -51,6 +53,23 @@ def make_bases(folder: Path) -> None:
     write_gguf(folder / "safetensors", folder / "gguf" / "model.gguf", tokenizer=_tokenizer)
     for file in ("config.json", *TOKENIZER_FILES):
         (folder / "gguf" / file).unlink()
+
+
+def make_tool_bases(folder: Path) -> None:
+    """The same, a checkpoint of which no architecture is known, and a recorded reference by itself."""
+    make_bases(folder)
+    make_niche("feed-forward", folder / "niche")
+    (folder / "niche.reference.safetensors").unlink()
+    (folder / "recorded").mkdir()
+    generator = torch.Generator().manual_seed(1)
+    recorded = {
+        "input_ids.0": torch.arange(5), "logits.0": torch.randn(5, VOCABULARY, generator=generator),
+        "input_ids.1": torch.arange(3), "logits.1": torch.randn(3, VOCABULARY, generator=generator),
+        "hidden.1": torch.randn(LAYERS + 1, 3, HIDDEN, generator=generator),
+        "experts.1": torch.zeros(LAYERS, 3, 2, dtype=torch.int64),
+    }  # fmt: skip
+    about = {"format": "moesaic recorded reference 1", "recorded_from": "a test", "starts": "[3, 3]"}
+    save_file(recorded, folder / "recorded" / RECORDED, metadata=about)
 
 
 def _state() -> dict[str, torch.Tensor]:

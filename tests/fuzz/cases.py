@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from tests.fuzz.mutate_bytes import mutate_bytes, mutate_safetensors
+from tests.fuzz.bases import RECORDED
+from tests.fuzz.mutate_bytes import mutate_bytes, mutate_names, mutate_safetensors
 from tests.fuzz.mutate_folder import mutate_folder
 from tests.fuzz.mutate_gguf import mutate_gguf
 from tests.fuzz.mutate_json import mutate_json
@@ -28,8 +29,22 @@ KINDS: dict[str, tuple[int, tuple[str, ...], str, Mutate | None]] = {
     "directories": (1, ("directories",), "model/layers/*/mlp/experts/*/*.pt", mutate_bytes),
     "folder": (3, ("safetensors", "sharded", "bin", "hdf5", "directories", "gguf"), "", None),
 }
-ORDER = [kind for kind, (share, *_) in KINDS.items() for _ in range(share)]
-assert len(ORDER) == 50
+# The same for the tools around checkpoints.
+TOOL_KINDS: dict[str, tuple[int, tuple[str, ...], str, Mutate | None]] = {
+    "config": (14, ("niche", "niche", "safetensors", "bin"), "config.json", mutate_json),
+    "safetensors": (8, ("safetensors",), "model.safetensors", mutate_safetensors),
+    "names": (4, ("safetensors",), "model.safetensors", mutate_names),
+    "gguf": (6, ("gguf",), "model.gguf", mutate_gguf),
+    "recorded": (6, ("recorded",), RECORDED, mutate_safetensors),
+    "directories": (3, ("niche", "directories"), "**/*.[bp][it]*", mutate_bytes),
+    "index": (2, ("sharded",), "model.safetensors.index.json", mutate_json),
+    "bin": (2, ("bin", "old_bin"), "pytorch_model.bin", mutate_bytes),
+    "hdf5": (1, ("hdf5",), "weights_0.h5", mutate_bytes),
+    "folder": (4, ("niche", "sharded", "gguf", "directories"), "", None),
+}
+WAYS = {"serve": KINDS, "tools": TOOL_KINDS}  # what is done with a checkpoint -> what is mutated for that
+ORDERS = {way: [kind for kind, (share, *_) in kinds.items() for _ in range(share)] for way, kinds in WAYS.items()}
+assert all(len(order) == 50 for order in ORDERS.values())
 
 
 @dataclass(frozen=True)
@@ -48,15 +63,16 @@ class Case:
     size: int
 
 
-def kind_of(number: int) -> str:
+def kind_of(number: int, way: str = "serve") -> str:
     """Which kind of file number `number` mutates."""
-    return ORDER[number * 7 % len(ORDER)]
+    order = ORDERS[way]
+    return order[number * 7 % len(order)]
 
 
-def make_case(number: int, bases: Path, folder: Path) -> Case:
+def make_case(number: int, bases: Path, folder: Path, way: str = "serve") -> Case:
     """Write mutated checkpoint `number` into `folder`, which must not be there; files that stay good are linked."""
-    kind = kind_of(number)
-    _, names, pattern, mutate = KINDS[kind]
+    kind = kind_of(number, way)
+    _, names, pattern, mutate = WAYS[way][kind]
     r = Random(f"moesaic {number}")
     base = r.choice(names)
     shutil.copytree(bases / base, folder, copy_function=os.link)

@@ -1,6 +1,7 @@
 """Mutations of files as bytes, and of what begins with a JSON header."""
 
 import json
+import math
 import struct
 from collections.abc import Callable
 from random import Random
@@ -8,6 +9,10 @@ from random import Random
 from tests.fuzz.mutate_json import mutate_value, write
 
 HUGE = (0, 1, 7, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1)
+NAMES = (
+    "", "0", "5", "123456789012345678901234567890", "experts", "w1", "layers", "{l}", "{e}", "{x}", "*", "a\"b",
+    "q_proj", "\\", "\n", "x" * 300, "\ud800", "[bold]", "gate_up_proj", "é", "_", "-1",
+)  # fmt: skip
 Mutate = Callable[[bytes, Random], bytes]
 
 
@@ -89,6 +94,36 @@ def mutate_safetensors(data: bytes, r: Random) -> bytes:
         text = write(header, r, faults=False)
     else:
         text = write(mutate_value(header, r), r)
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def mutate_names(data: bytes, r: Random) -> bytes:
+    """A safetensors file that stays whole: tensors have other names, other shapes of as many numbers, other dtypes."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
+    header.pop("__metadata__", None)
+    for _ in range(r.choice((1, 1, 3, len(header)))):
+        name = r.choice(sorted(header))
+        entry = header.pop(name)
+        what = r.randrange(6)
+        if what == 0:
+            entry["shape"] = [*entry["shape"][::-1]]
+        elif what == 1:
+            entry["shape"] = r.choice(([1, *entry["shape"]], [*entry["shape"], 1], [math.prod(entry["shape"])]))
+        elif what == 2:
+            entry["dtype"] = r.choice(("I32", "U32"))
+        elif what == 3:
+            words = name.split(".")
+            words[r.randrange(len(words))] = r.choice(NAMES)
+            name = ".".join(words)
+        elif what == 4:
+            name = r.choice((name.replace("1", "7"), name.replace("0", "99999999"), name.replace(".", "/"), name[::-1]))
+        else:
+            other = r.choice(sorted(header)) if header else name
+            header[name] = header.pop(other, entry)
+            name = other
+        header[name] = entry
+    text = json.dumps(header).encode(errors="surrogatepass")
     return struct.pack("<Q", len(text)) + text + body
 
 

@@ -18,6 +18,7 @@ from tests.fuzz.cases import kind_of
 
 SECONDS = 60  # that one checkpoint may take
 STARTING = 240  # that a process may take to be ready
+COUNTS = {"serve": 10_000, "tools": 2_000}
 GROWTH = 300 << 20  # memory beside twice the file
 Result = dict[str, Any]
 
@@ -25,10 +26,11 @@ Result = dict[str, Any]
 class Worker:
     """A process; `answer` gives what became of a number, whatever becomes of the process."""
 
-    def __init__(self, bases: Path, scratch: Path) -> None:
+    def __init__(self, bases: Path, scratch: Path, way: str) -> None:
         scratch.mkdir(exist_ok=True)
+        self.way = way
         self.errors = (scratch / "errors").open("a+b")
-        command = [sys.executable, "-m", "tests.fuzz.worker", str(bases), str(scratch)]
+        command = [sys.executable, "-m", "tests.fuzz.worker", str(bases), str(scratch), way]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True, bufsize=1
         )
@@ -49,7 +51,7 @@ class Worker:
         status = self.process.wait()
         end = f"!hang of {SECONDS} s" if line is None else f"!crash, exit status {status}: {self.last_words()}"
         took = time.perf_counter() - start
-        return {"number": number, "kind": kind_of(number), "what": "?", "size": 0, "steps": {"all": end},
+        return {"number": number, "kind": kind_of(number, self.way), "what": "?", "size": 0, "steps": {"all": end},
                 "seconds": took, "grown": 0}  # fmt: skip
 
     @property
@@ -73,10 +75,11 @@ class Worker:
         return self.process.stdout.readline() if ready else None
 
 
-def run(numbers: Iterable[int], workers: int = 2, tell: bool = False) -> list[Result]:
+def run(numbers: Iterable[int], workers: int = 2, tell: bool = False, way: str = "serve") -> list[Result]:
     """The result of each number.
 
     Args:
+        way: what is done with checkpoints: "serve" them, or use the "tools" on them.
         tell: print failures as they come.
     """
     queue: Queue[int] = Queue()
@@ -85,23 +88,24 @@ def run(numbers: Iterable[int], workers: int = 2, tell: bool = False) -> list[Re
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="moesaic-fuzz-") as temporary:
         bases = Path(temporary) / "bases"
-        code = "import sys, pathlib; from tests.fuzz.bases import make_bases; make_bases(pathlib.Path(sys.argv[1]))"
+        make = "make_bases" if way == "serve" else "make_tool_bases"
+        code = f"import sys, pathlib; from tests.fuzz.bases import {make}; {make}(pathlib.Path(sys.argv[1]))"
         subprocess.run([sys.executable, "-c", code, str(bases)], check=True)
 
         def work(name: str) -> None:
-            worker = Worker(bases, Path(temporary) / name)
+            worker = Worker(bases, Path(temporary) / name, way)
             while True:
                 try:
                     number = queue.get_nowait()
                 except Empty:
                     break
                 result = worker.answer(number)
-                if not worker.alive:
-                    worker.close()
-                    worker = Worker(bases, Path(temporary) / name)
                 results.append(result)
                 if tell and failures_of(result):
                     print(describe(result), flush=True)
+                if not worker.alive:
+                    worker.close()
+                    worker = Worker(bases, Path(temporary) / name, way)
             worker.close()
 
         threads = [threading.Thread(target=work, args=(f"worker-{i}",)) for i in range(workers)]
@@ -147,15 +151,18 @@ def summary(results: list[Result]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--count", type=int, help="10,000 that are served, 2,000 for the tools")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--only", type=int, action="append", help="this number alone; may be given more than once")
     parser.add_argument("--kind", action="append", help="of these kinds alone")
+    parser.add_argument("--way", choices=("serve", "tools"), default="serve", help="what is done with checkpoints")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
-    numbers = args.only or range(args.first, args.first + args.count)
+    numbers = args.only or range(args.first, args.first + (args.count or COUNTS[args.way]))
     start = time.perf_counter()
-    results = run([n for n in numbers if not args.kind or kind_of(n) in args.kind], args.workers, tell=True)
+    results = run(
+        [n for n in numbers if not args.kind or kind_of(n, args.way) in args.kind], args.workers, True, args.way
+    )
     if args.only:
         print(json.dumps(results, indent=1))
     print(summary(results), f"in {time.perf_counter() - start:.0f} s")

@@ -18,6 +18,7 @@ from moesaic.models.spellings import saved_names
 from moesaic.weights.codecs import decoded
 from moesaic.weights.dtypes import FLOAT_DTYPES, NAMES
 from moesaic.weights.export import Assembly, assemble, assemblies
+from moesaic.weights.loader import refuse_dtypes
 from moesaic.weights.plan import Copy, LoadPlan, plan_load
 from moesaic.weights.report import DAMAGED, not_finite
 from moesaic.weights.rules import Shape
@@ -57,6 +58,7 @@ class Checkpoint:
         parameters = parameter_shapes(spec)
         shapes = {name: info.shape for name, info in source.tensors.items()}
         plan = plan_load(parameters, rules_of(architecture, spec, source.naming), shapes, path)
+        refuse_dtypes(source, plan.copies, path)
         return cls(path, config, architecture, spec, stored, source, plan, parameters)
 
     @property

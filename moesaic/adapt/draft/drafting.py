@@ -19,6 +19,7 @@ from moesaic.adapt.likeness import Likeness, nearest_architectures
 from moesaic.adapt.survey import Survey, survey
 from moesaic.core.errors import CheckpointError, ConfigError, MoesaicError
 from moesaic.models.parameters import parameter_shapes
+from moesaic.models.plausible import COUNTED, beyond_any_model, too_large
 from moesaic.weights.plan import plan_load
 
 SAME = 1e-3  # relative difference up to which logits count as reproduced
@@ -80,9 +81,13 @@ class Drafter:
                 f"{found.path}: its tensors have {found.naming} names, which are mapped for all architectures alike; "
                 "draft from a checkpoint with names of its own"
             )
+        if beyond := beyond_any_model(found.config):
+            raise ConfigError(f"{found.where}: {beyond}")
         self.survey, self.config = found, found.config
         self.fields = read_fields(self.config)
         self.structure = read_structure(found.weight_groups, self.fields.values)
+        if beyond := too_large(self.structure.num_layers, self.structure.num_experts or 1, COUNTED):
+            raise CheckpointError(f"{found.path}: {beyond}")
         self.told = reconcile(self.fields, self.structure)
         self._tell_norms_apart()
         strange = {path[0]: value for path, value in self.fields.unknown.items() if len(path) == 1}

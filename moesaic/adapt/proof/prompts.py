@@ -37,8 +37,11 @@ def from_file(file: str, path: str, vocab_size: int, longest: int) -> list[list[
     """A user's prompts: each line is text, or a JSON array of token ids. Raises ConfigError naming the line."""
     if not os.path.isfile(file):
         raise ConfigError(f"--prompts {file}: there is no such file")
-    with open(file, encoding="utf-8") as f:
-        lines = [line.strip() for line in f if line.strip()]
+    try:
+        with open(file, encoding="utf-8") as f:
+            lines = [line.strip() for line in f if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompts {file} cannot be read: {error}") from error
     if not lines:
         raise ConfigError(f"--prompts {file} holds no prompts")
     return [_tokens(line, i, file, path, vocab_size)[: longest - GREEDY_TOKENS] for i, line in enumerate(lines, 1)]
@@ -51,7 +54,7 @@ def _tokens(line: str, number: int, file: str, path: str, vocab_size: int) -> li
         return Tokenizer(path).encode(line)
     try:
         ids = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--prompts {file}, line {number}: {error}") from error
     if not isinstance(ids, list) or not ids or not all(type(i) is int and 0 <= i < vocab_size for i in ids):
         raise ConfigError(f"--prompts {file}, line {number}: token ids must be whole numbers below {vocab_size}")

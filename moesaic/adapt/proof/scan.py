@@ -22,6 +22,7 @@ from moesaic.models.registry import Architecture
 from moesaic.models.spec import ModelSpec
 from moesaic.weights.codecs import decoded
 from moesaic.weights.dtypes import FLOAT_DTYPES
+from moesaic.weights.loader import refuse_dtypes
 from moesaic.weights.norms import outliers
 from moesaic.weights.plan import Copy, LoadPlan, plan_load
 from moesaic.weights.rules import Shape, numberless
@@ -71,6 +72,7 @@ def account(path: str, architecture: Architecture, spec: ModelSpec, load_format:
     shapes = parameter_shapes(spec)
     rules = rules_of(architecture, spec, source.naming)
     plan = plan_load(shapes, rules, {name: info.shape for name, info in source.tensors.items()}, path)
+    refuse_dtypes(source, plan.copies, path)
     return Accounts(source, plan, shapes)
 
 

@@ -35,6 +35,8 @@ class StoredInfo(ReadableInfo):
 
         from moesaic.weights.dtypes import DTYPES
 
+        if self.dtype not in DTYPES:
+            raise CheckpointError(f"{self.file} holds a tensor in {self.dtype}, with which nothing here computes")
         dtype = DTYPES[self.dtype]
         if self.strides is not None:
             start, shape, strides = _strided_part(self.shape, self.strides, index)
