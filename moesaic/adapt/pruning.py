@@ -79,13 +79,14 @@ def prune(routes: RouteProfile, share: float, tags: Sequence[str] = ()) -> list[
             raise ConfigError(
                 f"no routes of the tag {tag!r} were recorded: there are {', '.join(routes.tags) or 'none'}"
             )
-        for row, weights in enumerate(routes.of(tag)[1]):
+        for layer, row in routes.feed_forwards.items():
+            weights = routes.of(tag)[1][row]
             if not weights.sum() > 0:
                 whose = "" if tag is None else f" of the tag {tag!r}"
-                raise ConfigError(f"no routes{whose} were recorded in layer {routes.layers[row]}: nothing to prune by")
+                raise ConfigError(f"no routes{whose} were recorded in layer {layer}: nothing to prune by")
             banned = least(weights, min(int(share * len(weights)), len(weights) - routes.top_k[row]))
             lost = float(weights[banned].sum() / weights.sum())
-            pruned.append(PrunedLayer(routes.layers[row], tag, banned, lost))
+            pruned.append(PrunedLayer(layer, tag, banned, lost))
     return pruned
 
 

@@ -78,6 +78,11 @@ class RouteProfile:
         sizes = list(enumerate(self.num_experts))
         return [self.counts[row, i, :e] for i, e in sizes], [self.weights[row, i, :e] for i, e in sizes]
 
+    @property
+    def feed_forwards(self) -> dict[int, int]:
+        """Decoder layer -> the row of its feed-forward's experts, whether or not its attention has experts too."""
+        return {layer: row for row, layer in enumerate(self.layers)}  # of two with one layer, attention's stands first
+
     def together(self, row: int) -> NDArray[np.int64]:
         """`[E, E]`, symmetric: tokens that chose both of two experts in layer `layers[row]`; on the diagonal, one."""
         experts = self.counts.shape[2]
@@ -100,7 +105,8 @@ def hottest(profile: RouteProfile, share: float) -> dict[int, list[int]]:
     Attention's experts are left out.
     """
     found = {}
-    for layer, weights in zip(profile.layers, profile.of()[1], strict=True):  # a layer's last entry is its feed-forward
+    for layer, row in profile.feed_forwards.items():
+        weights = profile.of()[1][row]
         count = max(1, round(share * len(weights)))
         found[layer] = np.argsort(-weights, kind="stable")[:count].tolist()
     return found

@@ -127,9 +127,11 @@ def test_layers_without_experts_are_left_out(tiny_model):
     assert routed(llm.generate([PROMPT], params(), use_tqdm=False)[0])[1].layers == [0, 2, 3]
 
 
-@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "llama4_text", "jetmoe", "gpt_oss", "longcat_flash"])
+@pytest.mark.parametrize(
+    "family", ["mixtral", "deepseek_v3", "llama4_text", "jetmoe", "gpt_oss", "longcat_flash", "beam", "jamba"]
+)
 def test_routes_count_what_the_statistics_count(tiny_model, family):
-    llm = engine(tiny_model(family))
+    llm = engine(tiny_model(family), model_impl="transformers" if family == "jamba" else "auto")
     stats = llm.llm_engine.engine.executor.model.expert_stats
     before = stats.counts.clone()
     outputs = llm.generate([PROMPT, PROMPT[:9]], params(), use_tqdm=False)

@@ -1,5 +1,7 @@
 """What pruning bans: the experts of least routing weight of each layer, by tag, never more than a token can spare."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from moesaic.adapt.pruning import parse_share, prune, pruning_profile
 from moesaic.core.errors import ConfigError
 from moesaic.core.routing import LayerShape, MoeShape
 from moesaic.core.routing_profile import read_profile, to_toml
-from moesaic.experts.profile_file import RouteProfile
+from moesaic.experts.profile_file import RouteProfile, hottest
 
 # of all, then of the tag "sums": two layers, of 4 and of 3 experts
 WEIGHTS = [[[4.0, 1.0, 3.0, 2.0], [5.0, 5.0, 1.0, 0.0]], [[0.0, 1.0, 2.0, 3.0], [1.0, 1.0, 1.0, 0.0]]]
@@ -40,6 +42,12 @@ def test_the_least_of_each_layer(share, banned):
     assert [layer.banned for layer in pruned] == banned and [layer.layer for layer in pruned] == [2, 5]
     lost = [sum(WEIGHTS[0][row][e] for e in gone) / sum(WEIGHTS[0][row]) for row, gone in enumerate(banned)]
     assert [layer.lost for layer in pruned] == pytest.approx(lost)
+
+
+def test_of_a_layer_whose_attention_has_experts_too_the_feed_forward():
+    both = replace(routes(), layers=[2, 2])
+    assert [(layer.layer, layer.banned) for layer in prune(both, 0.5)] == [(2, [2])]
+    assert hottest(both, 0.5) == {2: [0, 1]}
 
 
 def test_by_tag_and_equal_weights(tmp_path):
