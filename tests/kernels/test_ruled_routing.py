@@ -129,7 +129,7 @@ def filled(options: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("route", BACKENDS, ids=lambda f: f.__module__.rsplit(".", 1)[-1] + f.__module__.split(".")[2])
 @pytest.mark.parametrize("name", ROUTERS)
-def test_rules_mean_what_is_said(route: Any, name: str) -> None:
+def test_rules_mean_what_is_said(route: Any, name: str, isa: str) -> None:
     generator = np.random.default_rng(len(name))
     options = filled(ROUTERS[name])
     told = told_rules(generator)
@@ -152,7 +152,7 @@ def test_rules_mean_what_is_said(route: Any, name: str) -> None:
 
 @pytest.mark.parametrize("route", BACKENDS, ids=lambda f: f.__module__)
 @pytest.mark.parametrize("name", ROUTERS)
-def test_other_rows_keep_their_bits(route: Any, name: str) -> None:
+def test_other_rows_keep_their_bits(route: Any, name: str, isa: str) -> None:
     generator = np.random.default_rng(3)
     options = filled(ROUTERS[name])
     logits = torch.randn(T, E, generator=torch.Generator().manual_seed(9))
