@@ -261,7 +261,7 @@ def main(count: int, runs: int, threads: int | None, page: Path | None, plot: Pa
             if figures:
                 put(page, name, markdown(figures))
     if plot is not None:
-        draw(scores, plot)
+        draw([*scores, *times], plot)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -62,28 +63,49 @@ def put(page: Path, name: str, text: str) -> None:
 
 
 def draw(figures: Sequence[Figure], path: Path) -> None:
-    """Scores over the share of experts that is banned, by the domain's own weights and by those of all domains."""
+    """Scores over the share of experts that is banned, by the domain's own weights and by those of all domains; and how
+    long a step takes, over one with the model's own routes, where times are among the figures."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     values = {(figure.case, figure.metric): 100 * figure.value for figure in figures if figure.unit == "share"}
+    times = [figure for figure in figures if figure.unit == "ms"]
     metrics = list(dict.fromkeys(metric for _, metric in values))
-    shares = [0.0, *SHARES]
-    chart, panels = pyplot.subplots(1, len(metrics), figsize=(3 * len(metrics), 3.2), dpi=150, sharey=True)
-    for panel, metric in zip(panels, metrics, strict=True):
+    columns = len(metrics) + bool(times)
+    chart, panels = pyplot.subplots(1, columns, figsize=(3 * columns, 3.2), dpi=150)
+    for panel, metric in zip(panels, metrics, strict=False):
         for whose, style, colour in (("by domain", "-", "#3b6ea5"), ("by all domains", "--", "#e08a3c")):
             heights = [values[OWN, metric], *(values[f"without {100 * share:g}% {whose}", metric] for share in SHARES)]
-            panel.plot([100 * s for s in shares], heights, style, marker="o", color=colour, label=whose, markersize=4)
+            places = [0.0, *(100 * share for share in SHARES)]
+            panel.plot(places, heights, style, marker="o", color=colour, label=f"banned {whose}", markersize=4)
         panel.axhline(values["top-k 1", metric], color="#7f7f7f", linewidth=0.8, linestyle=":", label="top-k 1")
         panel.set_title(metric, fontsize=9, loc="left")
         panel.set_xlabel("experts banned, %", fontsize=8)
         panel.set_ylim(0, 103)
+    panels[0].set_ylabel("score, %", fontsize=8)
+    panels[len(metrics) - 1].legend(fontsize=7, frameon=False, loc="lower left")
+    if times:
+        _draw_times(panels[-1], times)
+    for panel in panels:
         panel.tick_params(labelsize=7)
         panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("score, %", fontsize=8)
-    panels[0].legend(fontsize=7, frameon=False, loc="lower left")
     chart.tight_layout()
     chart.savefig(path)
     pyplot.close(chart)
+
+
+def _draw_times(panel: Any, times: Sequence[Figure]) -> None:
+    """Bars: each case's time over the model's own, by metric."""
+    metrics = list(dict.fromkeys(figure.metric for figure in times))
+    cases = list(dict.fromkeys(figure.case for figure in times if figure.ratio is not None))
+    ratios = {(figure.case, figure.metric): figure.ratio for figure in times}
+    for i, (metric, colour) in enumerate(zip(metrics, ("#5f9e6e", "#9b6fb0"), strict=False)):
+        places = [place + (i - (len(metrics) - 1) / 2) * 0.38 for place in range(len(cases))]
+        panel.barh(places, [ratios[case, metric] for case in cases], 0.36, label=metric, color=colour)
+    panel.axvline(1.0, color="#7f7f7f", linewidth=0.8, linestyle=":")
+    panel.set_yticks(range(len(cases)), [case.replace(" by domain", "\nby domain") for case in cases])
+    panel.invert_yaxis()
+    panel.set_title("time of a step, model's own = 1", fontsize=9, loc="left")
+    panel.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12))

@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import steering
+from benchmarks.steering_report import SHARES
 from moesaic.core.routing import LayerShape, MoeShape
 from moesaic.core.routing_profile import make_profile
 from moesaic.entrypoints.bench.report import Figure
@@ -89,3 +90,21 @@ def test_a_run(monkeypatch, tmp_path):
     assert own > other
     text = page.read_text()
     assert f"| {steering.OWN} | 100.0 %" in text and "| without 50% by json |" in text and " ×)" in text
+
+
+def test_the_plot(tmp_path):
+    pytest.importorskip("matplotlib")
+    cases = [
+        steering.OWN,
+        "top-k 1",
+        *(f"without {100 * s:g}% by {w}" for w in ("domain", "all domains") for s in SHARES),
+    ]
+    figures = [
+        Figure(bench="b", case=case, metric=metric, unit="share", samples=[0.1 * i])
+        for metric in ("x", "y")
+        for i, case in enumerate(cases)
+    ]
+    times = [Figure(bench="b", case="top-k 1", metric=m, unit="ms", samples=[1.0], baselines=[2.0]) for m in "pq"]
+    for given in (figures, figures + times):
+        steering.draw(given, tmp_path / "plot.png")
+        assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
