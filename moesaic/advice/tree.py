@@ -1,7 +1,7 @@
 """The decision tree as data: questions with their answers in figures, and what to do at its leaves; and the walk."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moesaic.advice.figures import Figures
 
@@ -70,8 +70,8 @@ class Outcome:
 
 
 def walk(branch: Branch, figures: Figures) -> Outcome:
-    """Ask all of a branch's questions."""
-    findings: list[Finding] = []
+    """Ask all of a branch's questions. Where two lead to the same advice, it is one finding."""
+    findings: dict[str, Finding] = {}
     known: list[str] = []
     unknown: list[str] = []
     for question in branch.questions:
@@ -79,8 +79,14 @@ def walk(branch: Branch, figures: Figures) -> Outcome:
         (unknown if first.yes is None else known).append(first.because)
         finding = _follow(branch.name, question, figures)
         if finding is not None:
-            findings.append(finding)
-    return Outcome(branch.name, findings, known, list(dict.fromkeys(unknown)))
+            before = findings.get(finding.advice)
+            findings[finding.advice] = finding if before is None else _joined(before, finding)
+    return Outcome(branch.name, list(findings.values()), known, list(dict.fromkeys(unknown)))
+
+
+def _joined(one: Finding, other: Finding) -> Finding:
+    reasons = dict.fromkeys((*one.because, other.problem, *other.because))
+    return replace(one, because=list(reasons))
 
 
 def _follow(branch: str, first: Question, figures: Figures) -> Finding | None:

@@ -183,10 +183,10 @@ class Stage:
         """
         if self.custom.stops is not None:
 
-            @torch.inference_mode()
             def decide(rows: int) -> None:
                 part = Routing(routing.ids[:rows], routing.weights[:rows])
-                self._decide(part, logits[:rows], spec, correction, expert_scale, counts, table)
+                with torch.inference_mode():
+                    self._decide(part, logits[:rows], spec, correction, expert_scale, counts, table)
 
             self.custom.stops.append((len(Kernel.recorder.calls), decide))
             return routing

@@ -99,6 +99,38 @@ def test_each_token_counts_once(tiny_model, family, caching):
     scheduler.kv.pool.release(held)
 
 
+def counted_in(outputs, shape):
+    """What returned routes add up to, from the first token that was not cached on: `[routers][experts]`."""
+    total = [[0] * experts for experts in shape]
+    for output, num_cached in outputs:
+        for of_token in output.outputs[0].routed_experts.ids[num_cached:].tolist():
+            for row, ids in zip(total, of_token, strict=True):
+                for expert in ids:
+                    if expert >= 0:
+                        row[expert] += 1
+    return total
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_returned_routes_add_up_to_the_counts(tiny_model, family):
+    """Half of the requests find prefixes cached, and return no routes: these are told by an engine that computes all."""
+    path = tiny_model(family)
+    prompts = [list(range(1, 1 + n)) for n in LENGTHS] * 2
+    routed = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True, return_routed_experts=True)
+    plain = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
+    alone = engine(path, enable_prefix_caching=False, max_model_len=96).generate(prompts, routed, use_tqdm=False)
+
+    llm = engine(path, max_num_batched_tokens=16, max_model_len=96, max_num_seqs=4)
+    scheduler = llm.llm_engine.engine.scheduler
+    scheduler.kv.pool.allocate(scheduler.kv.pool.num_free - 9)
+    outputs = llm.generate(prompts, [routed, plain] * (len(prompts) // 2), use_tqdm=False)
+    assert scheduler.stats.preemptions_total > 0 and sum(o.num_cached_tokens for o in outputs) > 0
+    assert [o.outputs[0].token_ids for o in outputs] == [o.outputs[0].token_ids for o in alone]
+    told = [output if output.outputs[0].routed_experts else twin for output, twin in zip(outputs, alone, strict=True)]
+    shape = [layer["num_experts"] for layer in llm.llm_engine.ask("experts")["layers"]]
+    assert tokens(llm) == counted_in(zip(told, (o.num_cached_tokens for o in outputs), strict=True), shape)
+
+
 @pytest.mark.parametrize("family", ["afmoe", "jamba"])
 def test_transformers_own_code(tiny_model, family):
     llm = engine(tiny_model(family), model_impl="transformers", max_model_len=96, max_num_seqs=2)

@@ -77,7 +77,7 @@ def test_what_it_says():
     assert "✗ layer 1: the busiest expert (1) gets 2.50 times the mean" in text
     assert "✗ 30 preemptions for 100 completions" in text and "--kv-cache-memory" in text
     assert "? no figure of compute efficiency" in text
-    assert text.endswith("2 things to change")
+    assert text.endswith("2 things to look at")
     assert [len(outcome["findings"]) for outcome in told["outcomes"]] == [1, 0, 1, 0]
 
 

@@ -80,6 +80,16 @@ def test_each_leaf_is_reached_by_its_figures(words, figures):
     assert re.search(r"\d", found.problem), found.problem
 
 
+def test_what_has_one_cause_is_one_finding():
+    slow = changed(inter_token=Times(500, 0.2, 0.2, 0.3), routing_share=0.3, steered_by=FUNCTION)
+    [found] = findings(slow)
+    assert "next token within 300 ms" in found.problem and "without loops over tokens" in found.advice
+    assert [reason for reason in found.because if "30.0% of a step" in reason]
+    banned = changed(layers=[replace(HOT, utilization=0.5)], steered_by=["the routing profile 'p'"])
+    [found] = findings(banned)
+    assert [reason for reason in found.because if "50% of the experts" in reason]
+
+
 def test_no_leaf_is_left_out():
     texts = {node.text for node in nodes(BRANCHES) if isinstance(node, Advice)}
     reached = {finding.advice for _, figures in LEAVES for finding in findings(figures)}

@@ -47,6 +47,10 @@ def _too_few(f: Figures) -> Answer:
     return Answer(None, "too few tokens yet to tell an uneven router from chance")
 
 
+LOOK_FIRST = Advice(
+    "Look at what steers first: GET /v1/moe/routing lists it. Switch it off (POST /v1/moe/routing with "
+    '{"profile": null}, or a start without --moe-routing-func and --moe-top-k) and compare the load.'
+)
 IMBALANCE = Branch(
     "imbalance",
     [
@@ -56,10 +60,7 @@ IMBALANCE = Branch(
             yes=Question(
                 "Is routing steered for all requests?",
                 is_steered,
-                yes=Advice(
-                    "Look at what steers first: GET /v1/moe/routing lists it. Switch it off (POST /v1/moe/routing with "
-                    '{"profile": null}, or a start without --moe-routing-func and --moe-top-k) and compare the load.'
-                ),
+                yes=LOOK_FIRST,
                 no=Question(
                     f"Is the whole layer uneven (entropy below {EVEN_ENTROPY:g}), rather than one expert?",
                     _is_wide,
@@ -83,9 +84,14 @@ IMBALANCE = Branch(
         Question(
             f"Do fewer than {LEAST_UTILIZATION:.0%} of some layer's experts get a token?",
             _unused,
-            yes=Advice(
-                "Record what this traffic uses (moesaic profile) and try without the rest: moesaic prune writes a "
-                "routing profile that bans them by layer, and measures what that does to answers."
+            yes=Question(
+                "Is routing steered for all requests?",
+                is_steered,
+                yes=LOOK_FIRST,
+                no=Advice(
+                    "Record what this traffic uses (moesaic profile) and try without the rest: moesaic prune writes a "
+                    "routing profile that bans them by layer, and measures what that does to answers."
+                ),
             ),
         ),
     ],

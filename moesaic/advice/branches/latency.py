@@ -1,5 +1,7 @@
 """Do tokens come in time, and if not, what are they waiting for?"""
 
+from dataclasses import replace
+
 from moesaic.advice.branches.common import MORE_MEMORY, cache_is_full, is_steered
 from moesaic.advice.figures import FEW, Figures, Times
 from moesaic.advice.tree import Advice, Answer, Branch, Question
@@ -57,6 +59,23 @@ def _time(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
+ROUTING = Question(
+    f"Does choosing experts take over {MOST_ROUTING:.0%} of a step?",
+    _routing_is_slow,
+    yes=Question(
+        "Is routing steered for all requests?",
+        is_steered,
+        yes=Advice(
+            "A routing function of --moe-routing-func runs for every layer of every step: the log names slow "
+            "ones. Let it work on whole tensors, without loops over tokens, and return early where no token "
+            "has its tags."
+        ),
+        no=Advice(
+            "The model is small, or steps hold few tokens, so that routers weigh more than elsewhere: more requests at "
+            "once make their share smaller."
+        ),
+    ),
+)
 LATENCY = Branch(
     "latency",
     [
@@ -85,37 +104,24 @@ LATENCY = Branch(
         Question(
             f"Do 5 in 100 tokens come over {MOST_INTER_TOKEN * 1e3:g} ms after the one before?",
             _late_next,
-            yes=Question(
-                f"Is the 95th percentile over {MOST_STALL:g} times the median?",
-                _stalls,
-                yes=Advice(
-                    "Chunks of others' prompts stall decoding: lower --max-num-batched-tokens, so that a step takes "
-                    "less of a prompt. First tokens then come later."
-                ),
-                no=Advice(
-                    "Steps are that slow throughout. moesaic bench latency says how near to the machine's limit they "
-                    "are; fewer bits (--quantization w4a16), fewer sequences at once (--max-num-seqs) or fewer experts "
-                    "a token (--moe-top-k, which changes answers) make them shorter."
-                ),
-            ),
-        ),
-        Question(
-            f"Does choosing experts take over {MOST_ROUTING:.0%} of a step?",
-            _routing_is_slow,
-            yes=Question(
-                "Is routing steered for all requests?",
-                is_steered,
-                yes=Advice(
-                    "A routing function of --moe-routing-func runs for every layer of every step: the log names slow "
-                    "ones. Let it work on whole tensors, without loops over tokens, and return early where no token "
-                    "has its tags."
-                ),
-                no=Advice(
-                    "It is a small model, or a step of few tokens, in which routers weigh more than elsewhere; nothing "
-                    "needs to be changed."
+            yes=replace(
+                ROUTING,
+                no=Question(
+                    f"Is the 95th percentile over {MOST_STALL:g} times the median?",
+                    _stalls,
+                    yes=Advice(
+                        "Chunks of others' prompts stall decoding: lower --max-num-batched-tokens, so that a step "
+                        "takes less of a prompt. First tokens then come later."
+                    ),
+                    no=Advice(
+                        "Steps are that slow throughout. moesaic bench latency says how near to the machine's limit "
+                        "they are; fewer bits (--quantization w4a16), fewer sequences at once (--max-num-seqs) or "
+                        "fewer experts a token (--moe-top-k, which changes answers) make them shorter."
+                    ),
                 ),
             ),
         ),
+        ROUTING,
         Question(
             f"Is over {MOST_OUTSIDE:.0%} of a step's time spent outside the model?",
             _outside,

@@ -43,7 +43,7 @@ def _lines(report: "Report") -> list[str]:
     for outcome in report.outcomes:
         lines += _of_branch(outcome)
     count = len(report.findings)
-    return [*lines, "", "all is well" if not count else f"{count} thing{'s' * (count > 1)} to change"]
+    return [*lines, "", "all is well" if not count else f"{count} thing{'s' * (count > 1)} to look at"]
 
 
 def _of_branch(outcome: "Outcome") -> list[str]:

@@ -25,13 +25,21 @@ const HEAT = {
   ],
 };
 
+const SHADES = 256;
+const shades = {}; // of light and dark, once made: [css]
+
+function mixed(stops, value) {
+  const place = value * (stops.length - 1);
+  const i = Math.min(stops.length - 2, Math.floor(place));
+  const parts = stops[i].map((from, c) => Math.round(from + (stops[i + 1][c] - from) * (place - i)));
+  return `rgb(${parts.join(" ")})`;
+}
+
 // The colour of a heat from 0 to 1.
 export function heat(value) {
-  const stops = HEAT[isDark() ? "dark" : "light"];
-  const place = Math.min(1, Math.max(0, value)) * (stops.length - 1);
-  const i = Math.min(stops.length - 2, Math.floor(place));
-  const mixed = stops[i].map((from, c) => Math.round(from + (stops[i + 1][c] - from) * (place - i)));
-  return `rgb(${mixed.join(" ")})`;
+  const theme = isDark() ? "dark" : "light";
+  shades[theme] ??= Array.from({ length: SHADES }, (_, i) => mixed(HEAT[theme], i / (SHADES - 1)));
+  return shades[theme][Math.round(Math.min(1, Math.max(0, value)) * (SHADES - 1))];
 }
 
 // Experts with neighbouring ids get far-off hues (golden angle); `strong` is for lines, else for grounds behind text.

@@ -86,9 +86,9 @@ export class Experts {
 
   paint() {
     if (!this.shown) return;
-    at("heat-cross").hidden = this.view === "time";
     if (this.view === "time") this.paintTime();
     else this.paintLayers();
+    at("heat-cross").hidden = !this.map.crosses;
     showFigures(this.shown.layers);
   }
 

@@ -3,6 +3,7 @@
 import { heat, ink, whenThemeChanges } from "./colours.js";
 
 const LABELS = 30; // px left of the cells
+const TOP = 4; // px above them
 const AXIS = 16; // px below them
 const HOTTEST = 4; // times the mean: the end of the colour scale
 
@@ -23,6 +24,7 @@ export class HeatMap {
   // `onLook(row, column)` is told where the cursor is (nulls: nowhere); `onPick(row)` which row was clicked or entered.
   constructor(canvas, { onLook, onPick = () => {} }) {
     Object.assign(this, { canvas, onLook, onPick, data: null, cursor: null, bars: 0 });
+    this.still = document.createElement("canvas"); // all but the cursor, which moves often
     canvas.addEventListener("pointermove", (event) => this.move(this.cellAt(event)));
     canvas.addEventListener("pointerleave", () => this.move(null));
     canvas.addEventListener("click", (event) => this.pick(this.cellAt(event)));
@@ -49,31 +51,44 @@ export class HeatMap {
       width: (width - LABELS - this.bars) / columns,
       height: Math.min(60, Math.max(this.data.smallest, this.data.tall / rows.length)),
     };
-    return { width, height: Math.ceil(this.cell.height * rows.length) + AXIS };
+    return { width, height: TOP + Math.ceil(this.cell.height * rows.length) + AXIS };
+  }
+
+  // Whether cells are large enough for the crosses of dead experts.
+  get crosses() {
+    return this.data.crosses && Math.min(this.cell.width, this.cell.height) >= 7;
   }
 
   paint() {
     if (!this.data || !this.canvas.parentElement.clientWidth) return;
     const { width, height } = this.measure();
-    const scale = window.devicePixelRatio || 1;
-    this.canvas.width = Math.round(width * scale);
-    this.canvas.height = Math.round(height * scale);
+    this.scale = window.devicePixelRatio || 1;
+    for (const canvas of [this.still, this.canvas]) {
+      canvas.width = Math.round(width * this.scale);
+      canvas.height = Math.round(height * this.scale);
+    }
     this.canvas.style.height = `${height}px`;
-    const pen = this.canvas.getContext("2d");
-    pen.scale(scale, scale);
+    const pen = this.penOf(this.still);
     pen.font = `11px ${getComputedStyle(this.canvas).fontFamily}`;
     pen.textBaseline = "middle";
     this.paintCells(pen);
     this.paintLabels(pen);
     if (this.bars) this.paintBars(pen);
-    if (this.cursor) this.paintCursor(pen);
+    this.paintCursor();
+  }
+
+  // Draws in px of the page, from the cells' upper edge.
+  penOf(canvas) {
+    const pen = canvas.getContext("2d");
+    pen.setTransform(this.scale, 0, 0, this.scale, 0, TOP * this.scale);
+    return pen;
   }
 
   paintCells(pen) {
     const { rows, columns, ratio } = this.data;
     const { width, height } = this.cell;
     const gap = Math.min(width, height) > 5 ? 1 : 0;
-    const cross = this.data.crosses && Math.min(width, height) >= 7;
+    const { crosses } = this;
     for (let row = 0; row < rows.length; row++) {
       for (let column = 0; column < columns; column++) {
         const value = ratio(row, column);
@@ -81,7 +96,7 @@ export class HeatMap {
         const [x, y] = [LABELS + column * width, row * height];
         pen.fillStyle = heat(heatOf(value));
         pen.fillRect(x, y, width - gap + (gap ? 0 : 0.5), height - gap + (gap ? 0 : 0.5));
-        if (value === 0 && cross) this.paintCross(pen, x, y);
+        if (value === 0 && crosses) this.paintCross(pen, x, y);
       }
     }
   }
@@ -136,7 +151,14 @@ export class HeatMap {
     });
   }
 
-  paintCursor(pen) {
+  paintCursor() {
+    const pen = this.penOf(this.canvas);
+    pen.save();
+    pen.resetTransform();
+    pen.clearRect(0, 0, this.canvas.width, this.canvas.height);
+    pen.drawImage(this.still, 0, 0);
+    pen.restore();
+    if (!this.cursor) return;
     const { width, height } = this.cell;
     pen.strokeStyle = ink("ink");
     pen.lineWidth = 2;
@@ -147,7 +169,7 @@ export class HeatMap {
     if (!this.data) return null;
     const box = this.canvas.getBoundingClientRect();
     const column = Math.floor((event.clientX - box.left - LABELS) / this.cell.width);
-    const row = Math.floor((event.clientY - box.top) / this.cell.height);
+    const row = Math.floor((event.clientY - box.top - TOP) / this.cell.height);
     const inside = column >= 0 && column < this.data.columns && row >= 0 && row < this.data.rows.length;
     return inside ? { row, column } : null;
   }
@@ -155,7 +177,7 @@ export class HeatMap {
   move(cursor) {
     if (cursor?.row === this.cursor?.row && cursor?.column === this.cursor?.column) return;
     this.cursor = cursor;
-    this.paint();
+    if (this.data) this.paintCursor();
     this.onLook(cursor?.row ?? null, cursor?.column ?? null);
   }
 
