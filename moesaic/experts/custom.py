@@ -67,7 +67,7 @@ class CustomRouting:
         self._seeds: dict[int, int] = {}
         self._seconds = 0.0  # in functions, and in choosing by what they made
         self._kernel_seconds = 0.0
-        self._warned = -WARN_SECONDS
+        self._warned: dict[str, float] = {}  # when, by function
 
     def stage(self, layer: int, spec: RouterSpec, kernels: RoutingKernels) -> "Stage":
         """The place behind one more router, of decoder layer `layer`."""
@@ -133,8 +133,8 @@ class CustomRouting:
         for function in self.functions or ():
             seconds, function.seconds = function.seconds, 0.0
             slow = seconds > max(SLOW_SHARE * step_seconds, SLOW_SECONDS * len(self._stages))
-            if slow and monotonic() - self._warned >= WARN_SECONDS:
-                self._warned = monotonic()
+            if slow and monotonic() - self._warned.get(function.name, -WARN_SECONDS) >= WARN_SECONDS:
+                self._warned[function.name] = monotonic()
                 logger.warning(
                     "the routing function %r is slow: %.1f ms of a step of %.1f ms, in %d layers (said once a minute)",
                     function.name,

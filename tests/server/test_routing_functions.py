@@ -9,9 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from moesaic import LLM, SamplingParams
-from tests.server.real_server import RealServer
+from tests.server.real_server import RealServer, until
 
 SOURCE = """
+import time
+
+
 def domain_aware_routing(scores, domain_tags):
     finance_mask = (domain_tags == "finance")
     scores[finance_mask, 4:] *= 0.1
@@ -21,6 +24,8 @@ def domain_aware_routing(scores, domain_tags):
 def fails_when_asked(scores, domain_tags):
     if (domain_tags == "fail").any():
         raise ValueError("as the tag wished")
+    if (domain_tags == "sleep").any():
+        time.sleep(0.005)
     return scores
 """
 PROMPTS = [[(11 * i + 7 * j) % 128 for j in range(5 + 9 * i)] for i in range(3)]
@@ -81,6 +86,22 @@ def test_a_failing_function_fails_its_request_and_names_itself(server):
     assert "'failing' raised ValueError: as the tag wished" in message
     assert complete(running, PROMPTS[0], None) == before
     assert "served_routes.py" in "".join(running.err)  # the traceback is in the log
+
+
+def metric(server, name):
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=30) as reply:
+        lines = [line for line in reply.read().decode().splitlines() if line.startswith(f"{name} ")]
+    return float(lines[0].split()[-1])
+
+
+def test_a_sleeping_function_shows_in_the_metrics_and_the_log(server):
+    running, _ = server
+    name = "moesaic_moe_routing_latency_seconds"
+    before = {part: metric(running, f"{name}_{part}") for part in ("count", "sum")}
+    complete(running, PROMPTS[0], {"tags": ["sleep"]})
+    assert metric(running, f"{name}_count") - before["count"] == TOKENS  # one a step
+    assert metric(running, f"{name}_sum") - before["sum"] > TOKENS * 2 * 0.005  # two layers
+    until(lambda: "the routing function 'failing' is slow" in "".join(running.err), running.log)
 
 
 def test_functions_that_are_not_there_end_the_start_with_one_line(tiny_model):
