@@ -47,6 +47,8 @@ class RouteRecorder:
         self._counts = np.zeros(shape, dtype=np.int64)
         self._weights = np.zeros(shape, dtype=np.float64)
         self._pairs = np.zeros((len(self.layers), self._experts * (self._experts - 1) // 2), dtype=np.int64)
+        expert = np.arange(self._experts)
+        self._pairs_of = expert * (2 * self._experts - expert - 1) // 2 - expert - 1
         self._stream: list[NDArray[np.int16]] = []
         self._streamed = 0
         self._waiting: list[Rows] = []
@@ -120,22 +122,28 @@ class RouteRecorder:
     def _add(self, row: int, ids: NDArray[np.int16], weights: NDArray[np.float32]) -> None:
         """Count choices `[T, L, k]` and add up their weights."""
         shape = self._counts.shape[1:]
-        places = np.arange(shape[0])[:, None] * shape[1] + ids
-        chosen = ids >= 0
+        places = (np.arange(shape[0])[:, None] * shape[1] + ids).ravel()
+        carried = weights.ravel()
+        if ids.min(initial=0) < 0:
+            chosen = ids.ravel() >= 0
+            places, carried = places[chosen], carried[chosen]
         size = shape[0] * shape[1]
-        self._counts[row] += np.bincount(places[chosen], minlength=size).reshape(shape)
-        self._weights[row] += np.bincount(places[chosen], weights[chosen], minlength=size).reshape(shape)
+        self._counts[row] += np.bincount(places, minlength=size).reshape(shape)
+        self._weights[row] += np.bincount(places, carried, minlength=size).reshape(shape)
 
     def _add_pairs(self, ids: NDArray[np.int16]) -> None:
         """Count every pair of a token's choices `[T, L, k]`."""
-        experts, (layers, pairs) = self._experts, self._pairs.shape
+        layers, pairs = self._pairs.shape
         first, second = np.triu_indices(ids.shape[2], 1)
-        a, b = ids[:, :, first].astype(np.int64), ids[:, :, second].astype(np.int64)  # [T, L, k (k - 1) / 2]
+        if not len(first):
+            return
+        a, b = ids[:, :, first], ids[:, :, second]  # [T, L, k (k - 1) / 2]
         low, high = np.minimum(a, b), np.maximum(a, b)
-        places = np.arange(layers)[:, None] * pairs + low * (2 * experts - low - 1) // 2 + high - low - 1
-        flat = places[low >= 0]
-        if len(flat):
-            self._pairs += np.bincount(flat, minlength=layers * pairs).reshape(layers, pairs)
+        places = self._pairs_of[low]  # of (low, 0), if there were such a pair
+        places += high
+        places += (np.arange(layers) * pairs)[:, None]
+        flat = places[low >= 0] if low.min(initial=0) < 0 else places.ravel()
+        self._pairs += np.bincount(flat, minlength=layers * pairs).reshape(layers, pairs)
 
 
 def _joined(rows: Sequence[Rows]) -> tuple[NDArray[np.int16], NDArray[np.float32]]:

@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from moesaic.core.routes import RoutedTokens
 from moesaic.core.step import Advance
-from moesaic.experts.stats import ExpertStats
+from moesaic.experts.stats import ExpertStats, Tap
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,19 +47,31 @@ def routes_of_step(stats: ExpertStats, num_tokens: int, rows: NDArray[np.int64] 
     if not stats.taps:
         return None
     chosen = list(stats.of_step(num_tokens))
+    if len(chosen) == len(stats.taps) and len({ids.shape[1] for _, ids, _ in chosen}) == 1:
+        ids, weights = (torch.stack(parts, 1) for parts in list(zip(*chosen, strict=True))[1:])
+    else:
+        ids, weights = _stacked(stats, chosen, num_tokens)
+    if rows is not None:
+        picked = torch.from_numpy(rows).to(ids.device)
+        ids, weights = ids[picked], weights[picked]
+    found, given = ids.detach().cpu().numpy(), weights.detach().float().cpu().numpy()
+    experts = np.array([tap.num_experts for tap in stats.taps])[:, None]
+    there = (found >= 0) & (found < experts)  # others name no expert
+    layers = [tap.layer for tap in stats.taps]
+    return StepRoutes(layers, np.where(there, found, -1).astype(np.int16), np.where(there, given, np.float32(0)))
+
+
+def _stacked(stats: ExpertStats, chosen: list[tuple[Tap, Tensor, Tensor]], num_tokens: int) -> tuple[Tensor, Tensor]:
+    """Ids and weights `[T, L, k]` of routers with different k, or of which some have nothing to say."""
     places = {tap.row: i for i, tap in enumerate(stats.taps)}
     width = max((ids.shape[1] for _, ids, _ in chosen), default=1)
-    shape = (num_tokens if rows is None else len(rows), len(places), width)
-    all_ids, all_weights = np.full(shape, -1, dtype=np.int16), np.zeros(shape, dtype=np.float32)
+    device = stats.counts.device
+    all_ids = torch.full((num_tokens, len(places), width), -1, dtype=torch.int32, device=device)
+    all_weights = torch.zeros((num_tokens, len(places), width), device=device)
     for tap, ids, weights in chosen:
-        i = places[tap.row]
-        found, given = ids.detach().cpu().numpy(), weights.detach().float().cpu().numpy()
-        if rows is not None:
-            found, given = found[rows], given[rows]
-        there = (found >= 0) & (found < tap.num_experts)  # others name no expert
-        all_ids[:, i, : found.shape[1]] = np.where(there, found, -1)
-        all_weights[:, i, : found.shape[1]] = np.where(there, given, 0)
-    return StepRoutes([tap.layer for tap in stats.taps], all_ids, all_weights)
+        all_ids[:, places[tap.row], : ids.shape[1]] = ids
+        all_weights[:, places[tap.row], : ids.shape[1]] = weights
+    return all_ids, all_weights
 
 
 def rows_of(advance: list[Advance], wanted: set[int]) -> tuple[NDArray[np.int64], list[tuple[Advance, int, int]]]:
