@@ -16,6 +16,7 @@ from moesaic.adapt import adapt
 from moesaic.adapt.draft.drafting import Drafter
 from moesaic.adapt.draft.harmless import require_harmless
 from moesaic.adapt.draft.oracle import Oracle, Reference
+from moesaic.adapt.likeness import nearest_architectures
 from moesaic.adapt.survey import survey
 from moesaic.core.errors import CheckpointError, ConfigError
 from moesaic.weights.tensors import TensorInfo
@@ -271,3 +272,21 @@ def test_a_draft_that_does_what_drafts_do_not_is_refused(line):
     require_harmless(good, {"moesaic.models.common": ["decoder"]})
     with pytest.raises(CheckpointError, match="no description can be drafted"):
         require_harmless(f"{good}\n{line}\n", {"moesaic.models.common": ["decoder"]})
+
+
+def test_more_layers_than_any_model_has_are_refused_at_once(niche, tmp_path):
+    """By the config, or by the names of tensors: nothing is computed for each of them."""
+    folder = tmp_path / "c"
+    shutil.copytree(niche["feed-forward"][0], folder)
+    file = folder / "config.json"
+    given = file.read_text()
+    file.write_text(json.dumps({**json.loads(given), "experts_num": 2**32}))
+    with pytest.raises(ConfigError, match="4294967296 experts, which is more than any model has"):
+        adapt(str(folder))
+    file.write_text(given)
+    found = survey(str(folder))
+    last = {f"layers.99999999.{name}": info for name, info in found.tensors.items() if "norm" in name}
+    strange = {**found.tensors, **last}
+    with pytest.raises(CheckpointError, match="names of its tensors count 100000000 layers"):
+        Drafter(replace(found, tensors=strange, weights=strange))
+    assert nearest_architectures(replace(found, config={}, tensors=strange, weights=strange))  # they are few by number
