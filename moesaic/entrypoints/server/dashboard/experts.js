@@ -10,7 +10,7 @@ import { layerSelect, onShared, shared } from "./shared.js";
 
 const PERIOD = 2000; // ms between looks
 const LIVE = 6; // seconds that "live" shows
-const COLUMNS = 60; // of the view over time
+const COLUMNS = 90; // of the view over time
 const PATH = "v1/moe/experts";
 
 export class Experts {

@@ -1,6 +1,6 @@
 // Counts of tokens by layer and expert, as they were at every look at the server, and what happened between two looks.
 
-const FRAMES = 150;
+const FRAMES = 91; // three minutes of them
 
 export class History {
   constructor() {
