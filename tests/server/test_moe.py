@@ -4,6 +4,7 @@ import json
 import re
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -15,6 +16,8 @@ from moesaic.core.request import SequenceUpdate
 from moesaic.engine.vllm_metrics import NAMES
 from moesaic.entrypoints.server.app import create_app
 from moesaic.entrypoints.server.settings import ServerArgs
+
+DOCS = Path(__file__).parents[2] / "docs" / "statistics.md"
 
 
 def summary(time, tokens, **fields):
@@ -75,6 +78,16 @@ def test_no_label_is_an_expert_or_a_request(engine, client):
     engine.metrics.forget("r")
     labels = {label for (_, labels) in samples(client.get("/metrics").text) for label, _ in labels}
     assert labels == {"layer", "part", "kind", "reason", "le", "model", "architecture", "dtype", "device"}
+
+
+def test_every_metric_is_documented(engine):
+    engine.metrics.observe_moe(summary(1.0, 40, kv_fragmentation=0.25, expert_fragmentation=0.1))
+    engine.metrics.arrive("r")
+    engine.metrics.forget("r")
+    exported = {re.sub("_(bucket|sum|count)$", "", name) for name, _ in samples(engine.metrics.render()[0].decode())}
+    text = DOCS.read_text()
+    assert exported == set(re.findall(r"moesaic_\w+", text))
+    assert set(re.findall(r"vllm(?::|_moe_)\w+", text)) <= {name for name, _ in NAMES.values()}
 
 
 def test_queue_prefill_and_decode_times(engine):
