@@ -8,6 +8,7 @@ import moesaic.embedded
 from moesaic.core.errors import ConfigError, unknown_name
 from moesaic.core.files import open_regular, parse_json
 from moesaic.core.routing import RoutingOptions
+from moesaic.engine.tokenizer import Tokenizer
 
 EMBEDDED_PROMPTS = os.path.join(os.path.dirname(moesaic.embedded.__file__), "prompts.jsonl")
 KEYS = ("prompt", "messages", "tags")
@@ -42,6 +43,16 @@ def read_prompts(path: str) -> list[Prompt]:
     if not found:
         raise ConfigError(f"{path} holds no prompt")
     return found
+
+
+def tokens_of(prompt: Prompt, tokenizer: Tokenizer | None) -> list[int]:
+    """A prompt as token ids; a conversation by the model's template. Raises ConfigError where there is no tokenizer."""
+    if tokenizer is None:
+        raise ConfigError("prompts need a tokenizer: leave --skip-tokenizer-init out")
+    if prompt.text is not None:
+        return tokenizer.encode(prompt.text)
+    text = tokenizer.apply_chat_template(prompt.messages)
+    return tokenizer.encode(text, add_special_tokens=False)  # the template writes its own
 
 
 def _prompt(where: str, line: bytes) -> Prompt:

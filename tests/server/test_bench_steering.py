@@ -94,11 +94,8 @@ def test_a_run(monkeypatch, tmp_path):
 
 def test_the_plot(tmp_path):
     pytest.importorskip("matplotlib")
-    cases = [
-        steering.OWN,
-        "top-k 1",
-        *(f"without {100 * s:g}% by {w}" for w in ("domain", "all domains") for s in SHARES),
-    ]
+    pruned = [f"without {100 * share:g}% by {whose}" for whose in ("domain", "all domains") for share in SHARES]
+    cases = [steering.OWN, "top-k 1", *pruned]
     figures = [
         Figure(bench="b", case=case, metric=metric, unit="share", samples=[0.1 * i])
         for metric in ("x", "y")

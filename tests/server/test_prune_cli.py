@@ -75,6 +75,7 @@ def test_by_tag_and_measured(folder):
         (["-o", "a.json"], "must end in .toml"),
         (["-o", ".toml"], "must end in .toml"),
         (["--dataset", "routes.safetensors"], "is no JSON"),
+        (["--dataset", "prompts.jsonl", "--skip-tokenizer-init", *SMALL], "prompts need a tokenizer"),
     ],
 )
 def test_faults(folder, args, message):

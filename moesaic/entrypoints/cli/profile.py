@@ -110,7 +110,7 @@ def _record(
     path: str, dataset: str | None, max_tokens: int, stream_tokens: int, args: EngineArgs
 ) -> "tuple[LLM, list[Prompt]]":
     """Run the prompts of a file, and write what their tokens did; the model and the prompts."""
-    from moesaic.adapt.prompts import EMBEDDED_PROMPTS, read_prompts
+    from moesaic.adapt.prompts import EMBEDDED_PROMPTS, read_prompts, tokens_of
     from moesaic.engine.llm import LLM
 
     prompts = read_prompts(dataset or EMBEDDED_PROMPTS)
@@ -123,19 +123,9 @@ def _record(
         raise ConfigError(f"--output: there is no folder {folder}")  # before a model is loaded
     llm = LLM(**vars(args))
     llm.start_moe_profile(path, stream_tokens=stream_tokens)
-    outputs = llm.generate([_tokens(llm, prompt) for prompt in prompts], params, use_tqdm=os.isatty(2))
+    outputs = llm.generate([tokens_of(prompt, llm.tokenizer) for prompt in prompts], params, use_tqdm=os.isatty(2))
     failed = [output.error for output in outputs if output.error is not None]
     if failed:
         raise MoesaicError(f"{len(failed)} of {len(prompts)} prompts failed: {failed[0]}")
     llm.stop_moe_profile()
     return llm, prompts
-
-
-def _tokens(llm: "LLM", prompt: "Prompt") -> list[int]:
-    """A prompt as token ids; a conversation by the model's template."""
-    if llm.tokenizer is None:
-        raise ConfigError("profile needs a tokenizer: leave --skip-tokenizer-init out")
-    if prompt.text is not None:
-        return llm.tokenizer.encode(prompt.text)
-    text = llm.tokenizer.apply_chat_template(prompt.messages)
-    return llm.tokenizer.encode(text, add_special_tokens=False)  # the template writes its own

@@ -47,8 +47,10 @@ def command(routes: str, share: str, by_tag: bool, output: Path, dataset: str | 
     quiet("WARNING")
     name = name_of(output)
     from moesaic.adapt.prompts import read_prompts
+    from moesaic.adapt.pruning import parse_share
     from moesaic.experts.profile_file import read_routes
 
+    parse_share(share)
     recorded = read_routes(routes)
     prompts = read_prompts(dataset) if dataset is not None else []
     measure = None
@@ -72,13 +74,10 @@ def name_of(output: Path) -> str:
 
 def measure_with(llm: "LLM", prompts: "list[Prompt]") -> Measure:
     """A function that measures what a profile does to the model's answers to prompts, each with its tags."""
+    from moesaic.adapt.prompts import tokens_of
     from moesaic.adapt.pruning import measure_effect
 
-    assert llm.tokenizer is not None
-    tokens = []
-    for prompt in prompts:
-        text = prompt.text if prompt.text is not None else llm.tokenizer.apply_chat_template(prompt.messages)
-        tokens.append(llm.tokenizer.encode(text, add_special_tokens=prompt.text is not None))
+    tokens = [tokens_of(prompt, llm.tokenizer) for prompt in prompts]
 
     def measure(profile: RoutingProfile) -> "Effect":
         name = llm.load_routing_profile(profile.plain())
