@@ -50,8 +50,8 @@ LEAVES = [
     ("moesaic prune", changed(layers=[EVEN, replace(EVEN, utilization=0.5, dead=range(8))])),
     ("Leave out --enable-moe-block-align", changed(compute_efficiency=0.4, flags={"moe_block_size": 512})),
     ("Leave out --enable-moe-block-align", changed(compute_efficiency=0.4, flags={"enable_moe_block_align": True})),
-    ("steps are small", changed(compute_efficiency=0.4, tokens_per_step=2.0, flags={"moe_block_size": None})),
-    ("Give experts more rows", changed(compute_efficiency=0.4)),
+    ("held back", changed(compute_efficiency=0.2, tokens_per_step=2.0, waiting=3, flags={"moe_block_size": None})),
+    ("Each expert gets few rows", changed(compute_efficiency=0.4)),
     ("held back", changed(waiting=3)),
     ("a preempted sequence is computed again", changed(preemptions=50, flags={"kv_cache_dtype": "bfloat16"})),
     ("or w4a16: experts are most of them). Else", changed(preemptions=50, flags={"kv_cache_dtype": "int8"})),
@@ -88,6 +88,15 @@ def test_what_has_one_cause_is_one_finding():
     banned = changed(layers=[replace(HOT, utilization=0.5)], steered_by=["the routing profile 'p'"])
     [found] = findings(banned)
     assert [reason for reason in found.because if "50% of the experts" in reason]
+
+
+def test_few_clients_have_small_steps_and_nothing_to_change():
+    assert not findings(changed(compute_efficiency=1 / 6, tokens_per_step=1.0))
+
+
+def test_a_queue_behind_preemptions_asks_for_memory_and_not_for_more_sequences():
+    found = findings(changed(first_token=LATE, queue=LATE, preemptions=50))
+    assert len(found) == 2 and not [one for one in found if "Raise --max-num-seqs" in one.advice]
 
 
 def test_no_leaf_is_left_out():

@@ -4,14 +4,14 @@ from moesaic.advice.branches.common import FULL
 from moesaic.advice.figures import Figures
 from moesaic.advice.tree import Advice, Answer, Branch, Question
 
-LEAST_EFFICIENCY = 0.8
+LEAST_EFFICIENCY = 0.5
 SMALL_STEP = 8  # tokens
 
 
-def _padded(f: Figures) -> Answer:
+def _sparse(f: Figures) -> Answer:
     if f.compute_efficiency is None:
         return Answer(None, "no figure of compute efficiency")
-    text = f"{f.compute_efficiency:.0%} of the rows that experts compute are tokens, the rest fills up blocks"
+    text = f"{f.compute_efficiency:.0%} of the rows of experts' blocks hold tokens"
     return Answer(f.compute_efficiency < LEAST_EFFICIENCY, text)
 
 
@@ -38,12 +38,20 @@ def _held_back(f: Figures) -> Answer:
     return Answer(f.waiting > 0 and f.kv_usage < FULL, text)
 
 
+HELD_BACK = Question(
+    "Do requests wait although the KV cache has room?",
+    _held_back,
+    yes=Advice(
+        "The batch is held back by its number of sequences or tokens: raise --max-num-seqs, or "
+        "--max-num-batched-tokens if prompts are long. Larger batches give more tokens a second, each a little later."
+    ),
+)
 COMPUTE = Branch(
     "compute efficiency",
     [
         Question(
-            f"Are fewer than {LEAST_EFFICIENCY:.0%} of the rows that experts compute tokens?",
-            _padded,
+            f"Do fewer than {LEAST_EFFICIENCY:.0%} of the rows of experts' blocks hold tokens?",
+            _sparse,
             yes=Question(
                 "Is the size of blocks set by a flag?",
                 _aligned,
@@ -51,25 +59,15 @@ COMPUTE = Branch(
                 no=Question(
                     f"Do steps hold fewer than {SMALL_STEP} tokens?",
                     _small_steps,
-                    yes=Advice(
-                        "Experts get few rows because steps are small: send more requests at once (clients, "
-                        "--max-num-seqs), so that each expert's weights are read for more tokens."
-                    ),
+                    yes=HELD_BACK,  # else there are few clients, and nothing to change
                     no=Advice(
-                        "Give experts more rows of a step: a larger --max-num-batched-tokens for prompts, more "
-                        "sequences (--max-num-seqs) while decoding; or smaller blocks (--moe-block-size)."
+                        "Each expert gets few rows of a step, so that weights are read for few tokens: more sequences "
+                        "at once (--max-num-seqs) while decoding, a larger --max-num-batched-tokens for prompts. With "
+                        "as few clients as there are it is as it must be."
                     ),
                 ),
             ),
         ),
-        Question(
-            "Do requests wait although the KV cache has room?",
-            _held_back,
-            yes=Advice(
-                "The batch is held back by its number of sequences or tokens: raise --max-num-seqs, or "
-                "--max-num-batched-tokens if prompts are long. Larger batches give more tokens a second, each a "
-                "little later."
-            ),
-        ),
+        HELD_BACK,
     ],
 )

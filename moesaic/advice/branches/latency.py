@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from moesaic.advice.branches.common import MORE_MEMORY, cache_is_full, is_steered
+from moesaic.advice.branches.common import MORE_MEMORY, cache_is_short, is_steered
 from moesaic.advice.figures import FEW, Figures, Times
 from moesaic.advice.tree import Advice, Answer, Branch, Question
 
@@ -86,8 +86,8 @@ LATENCY = Branch(
                 "Do they spend over half of it in the queue?",
                 _queued,
                 yes=Question(
-                    "Is the KV cache full?",
-                    cache_is_full,
+                    "Is the KV cache full, or were sequences preempted?",
+                    cache_is_short,
                     yes=Advice(MORE_MEMORY + "Or take fewer requests: no setting makes a full machine quick."),
                     no=Advice(
                         "Raise --max-num-seqs, so that requests begin instead of waiting; give those that matter a "

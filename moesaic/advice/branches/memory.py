@@ -1,17 +1,10 @@
 """Is there memory enough, and is it used?"""
 
-from moesaic.advice.branches.common import FULL, MORE_MEMORY
+from moesaic.advice.branches.common import FULL, MORE_MEMORY, MOST_PREEMPTED, was_preempted
 from moesaic.advice.figures import Figures
 from moesaic.advice.tree import Advice, Answer, Branch, Question
 
-MOST_PREEMPTED = 0.01  # preemptions for each completion
 MOST_FRAGMENTATION = 0.3
-
-
-def _preempted(f: Figures) -> Answer:
-    share = f.preemptions / max(f.finished, 1)
-    text = f"{f.preemptions} preemptions for {f.finished} completions"
-    return Answer(f.preemptions > 0 and share > MOST_PREEMPTED, text)
 
 
 def _full(f: Figures) -> Answer:
@@ -47,7 +40,7 @@ MEMORY = Branch(
     [
         Question(
             f"Were there preemptions for over {MOST_PREEMPTED:.0%} of completions?",
-            _preempted,
+            was_preempted,
             yes=Question(
                 "Is the KV cache wider than 8 bits?",
                 _wide_cache,
