@@ -87,9 +87,9 @@ class Counting:
         self._waiting, self._num_waiting = {}, 0
 
     def _count(self, ids: NDArray[np.int32]) -> Counts:
-        """Choices `[taps, T, k]` by row and expert; -1 is none."""
+        """Choices `[taps, T, k]` by row and expert; ids that name no expert are none."""
         rows, experts = self._shape
-        flat = (ids + self._offsets).reshape(-1)
+        flat = (np.where((ids >= 0) & (ids < experts), ids, -1) + self._offsets).reshape(-1)
         counted: Counts = np.bincount(flat, minlength=rows * (experts + 1)).reshape(rows, experts + 1)[:, 1:]
         return counted
 

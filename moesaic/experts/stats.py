@@ -104,7 +104,7 @@ class ExpertStats:
         routes = [self.routes[tap.row] for tap in self.taps]
         ids = [routing.ids for routing in routes if routing is not None]
         width = max((part.shape[1] for part in ids), default=0)
-        if len(ids) == len(routes) and all(part.shape[1] == width for part in ids):
+        if len(ids) == len(routes) and len({part.shape for part in ids}) == 1:
             same: NDArray[np.int32] = torch.stack(ids)[:, :num_tokens].numpy(force=True)
             return same
         out = np.full((len(routes), num_tokens, width), -1, dtype=np.int32)

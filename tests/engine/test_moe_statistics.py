@@ -113,7 +113,7 @@ def counted_in(outputs, shape):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_returned_routes_add_up_to_the_counts(tiny_model, family):
-    """Half of the requests find prefixes cached, and return no routes: these are told by an engine that computes all."""
+    """Half of the requests find prefixes cached and return no routes; an engine that computes all tells those."""
     path = tiny_model(family)
     prompts = [list(range(1, 1 + n)) for n in LENGTHS] * 2
     routed = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True, return_routed_experts=True)

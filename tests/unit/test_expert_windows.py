@@ -4,9 +4,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from moesaic.engine.recent import MOST, Recent
 from moesaic.experts import load
+from moesaic.experts.counting import Counting, Rows
+from moesaic.experts.routing import Routing
+from moesaic.experts.stats import ExpertStats
 from moesaic.experts.windows import Windows
 
 
@@ -83,6 +87,21 @@ def test_a_window_is_empty_after_idling_as_long(clock):
     assert counted.shown("1m") == 0 and counted.shown("1h") == counted.shown("start") == 2
     clock.now += 7200
     assert counted.shown("1h") == 0 and counted.shown("start") == 2
+
+
+def test_ids_that_name_no_expert_count_for_none():
+    stats = ExpertStats(2, 4, torch.device("cpu"), 1)
+    taps = [stats.tap(0, 4, 2), stats.tap(1, 3, 1), stats.tap(1, 4, 2, "attention")]
+    taps[0].note(Routing(torch.tensor([[0, 1], [3, -1], [9, 2]], dtype=torch.int32), torch.ones(3, 2)))
+    taps[1].note(Routing(torch.tensor([[2], [-7], [0]], dtype=torch.int32), torch.ones(3, 1)))  # narrower
+    counting = Counting(stats)  # the third router said nothing
+    counting.step([Rows(["a", "b"], 0, 2, 0), Rows(["b"], 2, 1, 0)], 3)
+    assert counting.by_tag()["a"].tolist() == [[1, 1, 0, 1], [0, 0, 1, 0], [0] * 4]
+    assert counting.by_tag()["b"].tolist() == [[1, 1, 1, 1], [1, 0, 1, 0], [0] * 4]
+    stats.counts += 5
+    counting.step([Rows(["a"], 1, 2, 1)], 3)  # the first of two rows had been counted before
+    assert stats.counts.tolist() == [[5, 5, 5, 4], [5] * 4, [5] * 4] and counting.recomputed_tokens == 1
+    assert counting.by_tag()["a"].tolist() == [[1, 1, 1, 1], [1, 0, 1, 0], [0] * 4]
 
 
 @pytest.mark.parametrize("tokens", [[1, 1, 1, 1], [4, 0, 0, 0], [3, 1, 0, 0], [5, 2, 9, 1]])
