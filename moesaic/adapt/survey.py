@@ -207,7 +207,8 @@ def _survey_gguf(path: str, why: str, problems: list[Problem]) -> GgufSource:
     folder = path if os.path.isdir(path) else os.path.dirname(path)
     for file, what in wrong.items():
         held = {name: info for name, info in found.tensors.items() if info.file == file}
-        problems.append(Problem(os.path.relpath(file, folder), what + _beyond(held, os.path.getsize(file))))
+        size = os.path.getsize(file) if os.path.exists(file) else 0  # a link may lead nowhere
+        problems.append(Problem(os.path.relpath(file, folder), what + _beyond(held, size)))
     return found
 
 

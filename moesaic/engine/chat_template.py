@@ -121,6 +121,19 @@ class _Environment(ImmutableSandboxedEnvironment):
             _check_format(left, right)
         return super().call_binop(context, operator, left, right)
 
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Jinja's own stand-in for a text's `format` and `format_map`, that minds what it is given."""
+        safe = super().wrap_str_format(value)
+        if safe is None:
+            return None
+
+        @wraps(value)
+        def bounded(*args: Any, **kwargs: Any) -> str:
+            _check_format(value.__self__, (*args, *kwargs.values()))
+            return safe(*args, **kwargs)
+
+        return bounded
+
     def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
         """The result of a function or method."""
         _clock.look()
@@ -137,8 +150,6 @@ def _check_method(owner: str, name: str, args: tuple[Any, ...]) -> None:
         _expect(sum(_size(item) + len(owner) for item in args[0]))
     elif name == "replace" and len(args) >= 2:
         _expect(len(owner) + (owner.count(args[0]) if isinstance(args[0], str) else 0) * _size(args[1]))
-    elif name in ("format", "format_map"):
-        _check_format(owner, args)
     elif name == "expandtabs":
         _expect(len(owner) * (args[0] if args and isinstance(args[0], int) else 8))
 
@@ -147,6 +158,7 @@ def _check_format(form: str, values: Any) -> None:
     if WIDE.search(form):
         raise SecurityError("a format of so many letters is not written")
     given = values if isinstance(values, tuple) else (values,)
+    given = tuple(each for value in given for each in (value.values() if isinstance(value, dict) else (value,)))
     _expect(len(form) + len(form) * max((_size(value) for value in given), default=0))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from moesaic.core.batch import Batch
 from moesaic.core.log import get_logger
-from moesaic.experts.routing import Router
+from moesaic.experts.routing import Router, RoutingKernels
 from moesaic.kernels.registry import BACKENDS, FAMILY_OF, kernel
 from moesaic.layers.kv_cache import TiledCache
 from moesaic.layers.moe_paged_attention import MoEPagedAttention
@@ -133,10 +133,14 @@ class Watch:
         for path, module in model.named_modules():
             inside = any(path == p or path.startswith(f"{p}.") for p in scattered)
             for name, value in list(vars(module).items()):
-                if id(value) in ops:
-                    site = Site(path, module, ops[id(value)], inside)
-                    setattr(module, name, self._looking(site, value))
-                    self._replaced.append((module, name, value))
+                if isinstance(value, RoutingKernels):
+                    sites = (Site(path, module, op, inside) for op in value._fields)
+                    setattr(module, name, RoutingKernels(*map(self._looking, sites, value)))
+                elif id(value) in ops:
+                    setattr(module, name, self._looking(Site(path, module, ops[id(value)], inside), value))
+                else:
+                    continue
+                self._replaced.append((module, name, value))
 
     def _looking(self, site: Site, function: Callable[..., Any]) -> Callable[..., Any]:
         def look(*args: Any, **kwargs: Any) -> Any:
