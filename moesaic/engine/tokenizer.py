@@ -1,11 +1,13 @@
 """Text to token ids and back, without torch: the `tokenizers` library, and Jinja for chat templates."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +21,9 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 MAX_TEMPLATE_BYTES = 1 << 20
+MAX_REPLACEMENT = 256  # letters that a normalizer puts in place of others
 CONVERT_SECONDS = 600  # a large vocabulary takes a minute or two
+_NORMALIZER = re.compile(rb'"normalizer"\s*:\s*(?=\{)')
 _FALLBACK = re.compile(r"<0x([0-9A-F]{2})>")  # a byte that has no other token, in SentencePiece's spelling
 CONVERT = (
     "import sys; from transformers import AutoTokenizer; "
@@ -166,11 +170,33 @@ def _load(file: Path) -> Any:
     from tokenizers import Tokenizer as Backend
 
     try:
-        return Backend.from_buffer(read_file(file))
+        data = read_file(file)
+        if (longest := _longest_replacement(data)) > MAX_REPLACEMENT:
+            raise ValueError(f"its normalizer puts {longest} letters in place of what it finds, however often")
+        return Backend.from_buffer(data)
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error}") from error
     except BaseException as error:  # the library raises bare Exceptions, and panics
         raise ConfigError(f"{file} is not a readable tokenizer: {_reason(error)}") from error
+
+
+def _longest_replacement(data: bytes) -> int:
+    """The letters of the longest replacement in a tokenizer.json's normalizer, which may come for every letter of a
+    text. The rest of the file, up to 30 MB, is not parsed for that."""
+    longest = 0
+    for key in islice(_NORMALIZER.finditer(data), 8):
+        try:
+            parts = [json.JSONDecoder().raw_decode(data[key.end() :].decode(errors="replace"))[0]]
+        except (ValueError, RecursionError):  # the library says what is wrong
+            continue
+        while parts:
+            part = parts.pop()
+            if isinstance(part, dict):
+                parts += part.values()
+                longest = max(longest, len(str(part.get("content", ""))))
+            elif isinstance(part, list):
+                parts += part
+    return longest
 
 
 def _reason(error: BaseException) -> str:

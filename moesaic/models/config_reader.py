@@ -1,7 +1,7 @@
 """Reading a checkpoint's config.json: every key is read, ignored by name, or refused. Torch-free."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from moesaic.core.errors import CheckpointError, ConfigError
@@ -31,6 +31,7 @@ _METADATA = """
 PACKED_KEY = "moesaic_packed"  # how `moesaic convert` packed the weights
 METADATA = frozenset([*_METADATA.split(), PACKED_KEY])
 MAX_CONFIG_BYTES = 16 << 20
+MAX_TEXT = 8192  # letters of a key or a text in it
 
 
 class ConfigReader(KeyReader):
@@ -144,4 +145,21 @@ def _read_json(file: str) -> dict[str, Any] | None:
         raise ConfigError(f"{file} is not JSON: {e}") from e
     if not isinstance(value, dict):
         raise ConfigError(f"{file} must hold a JSON object, not {type(value).__name__}")
+    longest = max(map(len, _texts(value)), default=0)
+    if longest > MAX_TEXT:
+        raise ConfigError(f"{file} has a text of {longest} letters, and at most {MAX_TEXT} are read")
     return value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in a JSON value, keys too."""
+    values = [value]
+    while values:
+        value = values.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, list):
+            values += value
+        elif isinstance(value, dict):
+            values += value
+            values += value.values()

@@ -274,7 +274,7 @@ def test_a_draft_that_does_what_drafts_do_not_is_refused(line):
         require_harmless(f"{good}\n{line}\n", {"moesaic.models.common": ["decoder"]})
 
 
-def test_more_layers_than_any_model_has_are_refused_at_once(niche, tmp_path):
+def test_more_layers_or_heads_than_any_model_has_are_refused_at_once(niche, tmp_path):
     """By the config, or by the names of tensors: nothing is computed for each of them."""
     folder = tmp_path / "c"
     shutil.copytree(niche["feed-forward"][0], folder)
@@ -282,6 +282,9 @@ def test_more_layers_than_any_model_has_are_refused_at_once(niche, tmp_path):
     given = file.read_text()
     file.write_text(json.dumps({**json.loads(given), "experts_num": 2**32}))
     with pytest.raises(ConfigError, match="4294967296 experts, which is more than any model has"):
+        adapt(str(folder))
+    file.write_text(json.dumps({**json.loads(given), "num_attention_heads": 2**31}))
+    with pytest.raises(ConfigError, match="2147483648 attention heads, which is more than any model has"):
         adapt(str(folder))
     file.write_text(given)
     found = survey(str(folder))

@@ -128,6 +128,8 @@ def test_null_quantization_is_none():
         ("{nope", ConfigError, "is not JSON"),
         ("[1]", ConfigError, "must hold a JSON object, not list"),
         ("", ConfigError, "is not JSON"),
+        ('{"a": [{"%s": 1}]}' % ("x" * 9000), ConfigError, "a text of 9000 letters"),
+        ('{"a": [["%s"]]}' % ("x" * 9000), ConfigError, "a text of 9000 letters"),
     ],
 )
 def test_bad_config_files(tmp_path, content, error, words):

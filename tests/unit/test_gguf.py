@@ -178,6 +178,8 @@ def test_each_damaged_shard_is_named_and_the_others_are_surveyed(tmp_path):
     assert by_file[names[1]].endswith("download it again. Cut off: t1") and "no GGUF file" in by_file[names[2]]
     (tmp_path / names[2]).unlink()
     assert any(names[2] in problem.what for problem in survey(str(tmp_path)).problems)
+    (tmp_path / names[2]).symlink_to("nowhere.gguf")
+    assert any(problem.where == names[2] for problem in survey(str(tmp_path)).problems)
 
 
 @pytest.mark.parametrize("path", ["", "model.gguf"])

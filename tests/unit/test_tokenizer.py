@@ -75,6 +75,30 @@ def test_a_template_cannot_reach_out_of_its_sandbox(embedded_path, tmp_path):
         Tokenizer(embedded_path, str(file)).apply_chat_template(CHATS[0])
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "'{:>999999999999}'.format(1)",
+        "'{:>{w}}'.format(1, w=999999999999)",
+        "'{x:>{w}}'.format_map({'x': 1, 'w': 999999999999})",
+        "'%999999999999d' % 1",
+        "'%*d' | format(999999999999, 1)",
+    ],
+)
+def test_a_template_cannot_write_without_end(embedded_path, tmp_path, written):
+    """Nothing of the size is made first."""
+    file = tmp_path / "wide.jinja"
+    file.write_text("{{ " + written + " }}")
+    with pytest.raises(RequestError, match="chat template"):
+        Tokenizer(embedded_path, str(file)).apply_chat_template(CHATS[0])
+
+
+def test_a_template_may_format(embedded_path, tmp_path):
+    file = tmp_path / "narrow.jinja"
+    file.write_text("{{ '{:>4}|{x}'.format(1, x=2) }} {{ '%03d' % 7 }} {{ '{x}'.format_map({'x': 'y'}) }}")
+    assert Tokenizer(embedded_path, str(file)).apply_chat_template(CHATS[0]) == "   1|2 007 y"
+
+
 def test_a_folder_without_tokenizer_json_is_converted(tmp_path):
     """A word-piece vocabulary, which transformers turns into a fast tokeniser."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "expert", "router", "##s", "a"]
@@ -90,6 +114,18 @@ def test_missing_and_broken_tokenizers_say_what_to_do(tmp_path):
         Tokenizer(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{not json")
     with pytest.raises(ConfigError, match="not a readable tokenizer"):
+        Tokenizer(str(tmp_path))
+
+
+def test_a_normalizer_that_would_take_all_memory_is_refused(embedded_path, tmp_path):
+    source = json.loads((tmp_path.__class__(embedded_path) / "tokenizer.json").read_text())
+    for letters in (256, 257):
+        inner = {"type": "Replace", "pattern": {"String": "a"}, "content": "x" * letters}
+        source["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "NFC"}, inner]}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(source))
+        if letters == 256:
+            assert Tokenizer(str(tmp_path)).encode("a")
+    with pytest.raises(ConfigError, match="puts 257 letters in place of what it finds"):
         Tokenizer(str(tmp_path))
 
 
