@@ -7,7 +7,7 @@ from typing import Any
 import moesaic.embedded
 from moesaic.core.errors import ConfigError, unknown_name
 from moesaic.core.files import open_regular, parse_json
-from moesaic.core.routing import RoutingOptions
+from moesaic.core.routing_options import RoutingOptions
 from moesaic.engine.tokenizer import Tokenizer
 
 EMBEDDED_PROMPTS = os.path.join(os.path.dirname(moesaic.embedded.__file__), "prompts.jsonl")

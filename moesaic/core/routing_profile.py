@@ -29,7 +29,8 @@ import msgspec
 
 from moesaic.core.errors import ConfigError, RequestError, unknown_name
 from moesaic.core.files import parse_json, read_file
-from moesaic.core.routing import MOST_TAG_LENGTH, MOST_TAGS, MoeShape, RoutingRule, check_rule, fold
+from moesaic.core.routing import MoeShape, check_rule, fold
+from moesaic.core.routing_options import MOST_TAG_LENGTH, MOST_TAGS, RoutingRule
 
 ANY = "*"  # the tag of every request
 SUFFIXES = (".toml", ".json")

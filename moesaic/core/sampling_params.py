@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moesaic.core.errors import RequestError
-from moesaic.core.routing import RoutingOptions
+from moesaic.core.routing_options import RoutingOptions
 from moesaic.core.strict import strict_kwargs
 
 MAX_LOGPROBS = 100

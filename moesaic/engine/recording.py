@@ -9,7 +9,7 @@ from moesaic.core.errors import RequestError
 from moesaic.core.log import get_logger
 from moesaic.core.request import Sequence as EngineSequence
 from moesaic.core.routes import RoutedExperts, RoutedTokens
-from moesaic.core.routing import RoutingOptions
+from moesaic.core.routing_options import RoutingOptions
 from moesaic.core.step import StepPlan
 from moesaic.experts.profile_file import write_routes
 from moesaic.experts.recorder import RouteRecorder, Rows

@@ -15,7 +15,8 @@ from typing import Any
 
 from moesaic.core.errors import ConfigError, RequestError, unknown_name
 from moesaic.core.log import get_logger
-from moesaic.core.routing import MoeShape, RequestRouting, RoutingOptions, resolve
+from moesaic.core.routing import MoeShape, RequestRouting, resolve
+from moesaic.core.routing_options import RoutingOptions
 from moesaic.core.routing_profile import SUFFIXES, RoutingProfile, make_profile, read_profile
 
 logger = get_logger(__name__)

@@ -6,7 +6,7 @@ import os
 import pytest
 from starlette.testclient import TestClient
 
-from moesaic.core.routing import RoutingRule
+from moesaic.core.routing_options import RoutingRule
 from moesaic.engine.routing_profiles import RoutingProfiles
 from moesaic.entrypoints.server.app import create_app
 from moesaic.entrypoints.server.settings import ServerArgs

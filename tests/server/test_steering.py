@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from moesaic.core.routing import RoutingRule
+from moesaic.core.routing_options import RoutingRule
 from tests.server.fake_engine import read_events
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"

@@ -7,16 +7,8 @@ import pytest
 
 from moesaic.core.errors import RequestError
 from moesaic.core.request import EngineRequest
-from moesaic.core.routing import (
-    LayerShape,
-    MoeShape,
-    RequestRouting,
-    RoutesKey,
-    RoutingOptions,
-    RoutingRule,
-    fold,
-    resolve,
-)
+from moesaic.core.routing import LayerShape, MoeShape, RequestRouting, RoutesKey, fold, resolve
+from moesaic.core.routing_options import RoutingOptions, RoutingRule
 from moesaic.core.sampling_params import SamplingParams
 
 SHAPE = MoeShape([LayerShape(1, 4, 2), LayerShape(3, 8, 2)])

@@ -8,7 +8,8 @@ from itertools import count
 import pytest
 
 from moesaic.core.errors import ConfigError, RequestError
-from moesaic.core.routing import LayerShape, MoeShape, RoutingOptions, RoutingRule
+from moesaic.core.routing import LayerShape, MoeShape
+from moesaic.core.routing_options import RoutingOptions, RoutingRule
 from moesaic.core.routing_profile import MOST_BYTES, make_profile, read_profile, to_toml
 from moesaic.engine.routing_profiles import RoutingProfiles
 

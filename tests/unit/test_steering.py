@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from moesaic.core.errors import UnsupportedError
-from moesaic.core.routing import MoeShape, RoutingOptions, resolve
+from moesaic.core.routing import MoeShape, resolve
+from moesaic.core.routing_options import RoutingOptions
 from moesaic.core.sampling_params import SamplingParams
 from moesaic.core.step import Advance, NewSequence, StepPlan
 from moesaic.experts.fused import FusedMoE
