@@ -1,5 +1,6 @@
 """What many tests need: no network, few threads, tiny models made once, and the embedded model."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -10,17 +11,30 @@ from moesaic.kernels.cpu.library import Unavailable, supported_isas
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+LOG_LEVEL = os.environ.get("MOESAIC_LOG_LEVEL")
 EMBEDDED = Path(__file__).parent.parent / "moesaic" / "embedded" / "moe-model"
 
 
 @pytest.fixture(autouse=True)
 def log_level_stays():
-    """Commands that run in this process set the level of the log, which servers of later tests would inherit."""
-    before = os.environ.get("MOESAIC_LOG_LEVEL")
+    """Commands that run in this process, in fixtures too, set the level of the log; servers of later tests would
+    inherit it."""
     yield
     os.environ.pop("MOESAIC_LOG_LEVEL", None)
-    if before is not None:
-        os.environ["MOESAIC_LOG_LEVEL"] = before
+    if LOG_LEVEL is not None:
+        os.environ["MOESAIC_LOG_LEVEL"] = LOG_LEVEL
+
+
+@pytest.fixture
+def log(caplog, monkeypatch):
+    """What the package logs, from INFO up, each record once: its logger hands nothing on to the root, to whose handlers
+    pytest adds its own; newer versions add it here too."""
+    logger = logging.getLogger("moesaic")
+    others = [handler for handler in logger.handlers if handler is not caplog.handler]
+    monkeypatch.setattr(logger, "handlers", [*others, caplog.handler])
+    monkeypatch.setattr(logger, "propagate", False)
+    caplog.set_level(logging.INFO, "moesaic")
+    return caplog
 
 
 @pytest.fixture(autouse=True)

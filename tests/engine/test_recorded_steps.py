@@ -1,12 +1,9 @@
 """Recorded decode steps: the bits of the plain way at every batch size, and who takes the plain way."""
 
-import logging
-
 import pytest
 import torch
 
 from moesaic import LLM, SamplingParams
-from moesaic.worker import recorded
 from moesaic.worker.recorded import RecordedStep
 
 CAPACITY = 9
@@ -115,11 +112,9 @@ def test_a_hook_takes_the_plain_way(tiny_model):
     assert len(seen) == 0
 
 
-def test_the_reference_backend_is_not_recorded_and_says_why(tiny_model, caplog):
+def test_the_reference_backend_is_not_recorded_and_says_why(tiny_model, log):
     llm = LLM(tiny_model("llama"), skip_tokenizer_init=True, threads=1, moe_backend="reference")
     runner = runner_of(llm)
     assert runner.recorded.program is None
-    logging.getLogger(recorded.__name__).addHandler(caplog.handler)
     RecordedStep(runner.model, runner.caches, runner.table.singles)
-    logging.getLogger(recorded.__name__).removeHandler(caplog.handler)
-    assert caplog.records[-1].message == "decode steps are not recorded: aten.embedding.default is computed by torch"
+    assert log.records[-1].message == "decode steps are not recorded: aten.embedding.default is computed by torch"

@@ -8,7 +8,6 @@ import torch
 
 from moesaic import LLM, RoutingDecision, RoutingInput, SamplingParams
 from moesaic.core.errors import ConfigError
-from moesaic.core.log import setup_logging
 from moesaic.kernels.cpu.replay import Program
 
 PROMPTS = [[(11 * i + 7 * j) % 128 for j in range(5 + 9 * i)] for i in range(4)]
@@ -19,13 +18,6 @@ def domain_aware_routing(scores, domain_tags):
     finance_mask = (domain_tags == "finance")  # fmt: skip
     scores[finance_mask, 4:] *= 0.1
     return scores
-
-
-@pytest.fixture(autouse=True)
-def _log_is_caught(monkeypatch):
-    """Also that of the first engine of a process, which sends the log to stderr alone."""
-    setup_logging()
-    monkeypatch.setattr(logging.getLogger("moesaic"), "propagate", True)
 
 
 def engine(path, *functions, **kwargs):
@@ -246,7 +238,7 @@ def test_counts_are_of_what_was_decided(tiny_model):
 
 
 @pytest.mark.parametrize("how", ["raises", "nan", "nothing left", "shape"])
-def test_a_failure_takes_its_batch_and_nothing_else(tiny_model, how, caplog):
+def test_a_failure_takes_its_batch_and_nothing_else(tiny_model, how, log):
     broken = [False]
 
     def moody(scores, tags):
@@ -260,28 +252,28 @@ def test_a_failure_takes_its_batch_and_nothing_else(tiny_model, how, caplog):
     llm = engine(path, moody)
     expected = run(engine(path), PROMPTS, [NONE] * 4)
     broken[0] = True
-    with caplog.at_level(logging.ERROR, "moesaic"):
+    with log.at_level(logging.ERROR, "moesaic"):
         outputs = llm.generate(PROMPTS[:3], params(), use_tqdm=False)
     assert all(o.outputs[0].finish_reason == "error" and "'moody'" in o.error for o in outputs)
-    assert "moody" in caplog.text and ("not today" in caplog.text or how != "raises")
+    assert "moody" in log.text and ("not today" in log.text or how != "raises")
     llm.llm_engine.engine.check_integrity()
     broken[0] = False
     assert run(llm, PROMPTS, [NONE] * 4) == expected
 
 
-def test_a_sleeping_function_is_named_and_its_time_shows(tiny_model, caplog):
+def test_a_sleeping_function_is_named_and_its_time_shows(tiny_model, log):
     def sleeper(scores, tags):
         time.sleep(0.004)
         return scores
 
     llm = engine(tiny_model("qwen3_moe"), sleeper)
     before = llm.llm_engine.engine.stats.routing_seconds_total
-    with caplog.at_level(logging.WARNING, "moesaic"):
+    with log.at_level(logging.WARNING, "moesaic"):
         run(llm, PROMPTS[:1], [NONE], tokens=4)
     layers = len(llm.llm_engine.engine.info.moe.layers)
     stats = llm.llm_engine.engine.stats
     assert stats.forward_seconds_total > stats.routing_seconds_total - before > 4 * layers * 0.004
-    warnings = {record for record in caplog.records if "'sleeper' is slow" in record.getMessage()}
+    warnings = {record for record in log.records if "'sleeper' is slow" in record.getMessage()}
     assert len(warnings) == 1  # once a minute
 
 

@@ -7,16 +7,8 @@ import torch
 
 from moesaic import LLM, SamplingParams
 from moesaic.core.errors import ConfigError
-from moesaic.core.log import setup_logging
 
 PROMPTS = [[(11 * i + 7 * j) % 128 for j in range(5 + 9 * i)] for i in range(4)]
-
-
-@pytest.fixture(autouse=True)
-def _log_is_caught(monkeypatch):
-    """Also that of the first engine of a process, which sends the log to stderr alone."""
-    setup_logging()
-    monkeypatch.setattr(logging.getLogger("moesaic"), "propagate", True)
 
 
 def engine(path, simulate, **kwargs):
@@ -31,10 +23,10 @@ def generate(llm, which, tokens=6):
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "phimoe"])
 @pytest.mark.parametrize("simulate", ["uniform", "zipf:1.2"])
-def test_routes_are_drawn_alike_in_any_batch(tiny_model, family, simulate, caplog):
-    with caplog.at_level(logging.WARNING, "moesaic"):
+def test_routes_are_drawn_alike_in_any_batch(tiny_model, family, simulate, log):
+    with log.at_level(logging.WARNING, "moesaic"):
         llm = engine(tiny_model(family), simulate)
-    assert "SIMULATED" in caplog.text and "means nothing" in caplog.text
+    assert "SIMULATED" in log.text and "means nothing" in log.text
     together = generate(llm, range(4))
     assert [generate(llm, [i])[0] for i in range(4)] == together
     chunked = engine(tiny_model(family), simulate, max_num_batched_tokens=9)

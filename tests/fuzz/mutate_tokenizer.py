@@ -105,6 +105,8 @@ def _model(t: dict, r: Random) -> None:
 
 def _vocabulary(t: dict, r: Random) -> None:
     vocabulary = t["model"]["vocab"]
+    if isinstance(vocabulary, list):  # after another mutation
+        vocabulary = t["model"]["vocab"] = {str(token): i for i, token in enumerate(vocabulary)}
     tokens = list(vocabulary)
     what = r.randrange(7)
     if what == 0:

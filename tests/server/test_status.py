@@ -1,7 +1,5 @@
 """What the server says of itself, and what is around every response."""
 
-import logging
-
 import pytest
 from starlette.testclient import TestClient
 
@@ -45,13 +43,6 @@ def test_equal_request_ids_do_not_collide(client):
     for _ in range(2):
         response = client.post("/v1/completions", json={"prompt": "x"}, headers={"X-Request-Id": "same"})
         assert response.status_code == 200
-
-
-@pytest.fixture
-def log(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("moesaic"), "propagate", True)
-    caplog.set_level(logging.INFO, "moesaic")
-    return caplog
 
 
 def test_one_line_a_finished_request(client, log):

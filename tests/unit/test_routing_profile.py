@@ -1,7 +1,6 @@
 """Routing profiles: what their files may say, what a request gets of them, and files that change while running."""
 
 import json
-import logging
 import os
 from itertools import count
 
@@ -37,13 +36,6 @@ EVERY = RoutingRule(layers=[0, 1], top_k=1)
 BOTH = RoutingRule(ban=[3], bias={2: 1.5})
 SUMS = RoutingRule(temperature=2, allow=[0, 1], bias=[0, 0, 1, -1])
 ticks = count(1)
-
-
-@pytest.fixture
-def log(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("moesaic"), "propagate", True)
-    caplog.set_level(logging.INFO, "moesaic")
-    return caplog
 
 
 def write(path, text):
