@@ -1,30 +1,33 @@
 """What seeing and steering the experts cost a decode step: `python -m benchmarks.routing_cost MODEL`.
 
-Three settings take turns, each decoding the same prompts, so that a ratio is of runs a moment apart:
+Four engines decode the same prompts and take turns step by step, so that each step is compared with another's a moment
+away, whatever else the machine does in the meantime:
 
 - "plain": statistics are on, as always, and no function is registered;
 - "no statistics": the same model built without them, which only this benchmark can do;
-- "function": the function of docs/routing-functions.md, written in torch, with half of the requests tagged for it.
+- "function": the function of docs/routing-functions.md, written in torch, with half of the requests tagged for it;
+- "function, no tags": the same function in a batch where it changes nothing.
 
-"function, no tags" is the same function in a batch where it changes nothing. Figures are medians of decode steps.
+Figures are medians of decode steps, and ratios of pairs of them. Of a packed model (`moesaic convert --packed`) all
+engines map the same weights; else they lie in other places of the memory for each, which alone can make 1 %.
 """
 
-from collections.abc import Callable, Sequence
-from statistics import median
+from collections.abc import Sequence
+from time import perf_counter
 from typing import Any
 
 import click
 from torch import Tensor
 
 from moesaic import LLM, SamplingParams
-from moesaic.core.errors import ConfigError
-from moesaic.entrypoints.bench.offline import run_batch
+from moesaic.core.errors import ConfigError, MoesaicError
+from moesaic.engine.llm_engine import LLMEngine
 from moesaic.entrypoints.bench.report import Figure, report
 from moesaic.entrypoints.bench.workload import random_prompts
 from moesaic.experts.function_types import DomainTags
 from moesaic.experts.stats import ExpertStats
 
-PLAIN, WITHOUT, FUNCTION, UNTAGGED = "plain", "no statistics", "function", "function, no tags"
+SETTINGS = PLAIN, WITHOUT, FUNCTION, UNTAGGED = "plain", "no statistics", "function", "function, no tags"
 TAGGED: dict[str, Any] = {"tags": ["finance"]}
 
 
@@ -35,7 +38,43 @@ def domain_aware_routing(scores: Tensor, domain_tags: DomainTags) -> Tensor:
     return scores
 
 
-def build(model: str, statistics: bool, **options: Any) -> LLM:
+class Bench:
+    """The engines, and their decode steps.
+
+    Raises:
+        ConfigError: the model has no experts.
+    """
+
+    def __init__(self, model: str, **options: Any) -> None:
+        self.engines = {name: _build(model, name != WITHOUT, **options).llm_engine for name in SETTINGS}
+        self.info = self.engines[PLAIN].engine.info
+        if self.info.moe is None:
+            raise ConfigError(f"{self.info.names[0]} has no experts")
+        for name in (FUNCTION, UNTAGGED):
+            self.engines[name].register_moe_routing_func(domain_aware_routing)
+
+    def steps(self, batch_size: int, steps: int, warmup: int) -> dict[str, list[float]]:
+        """Seconds of each decode step with each setting, all at the same step one after the other."""
+        prompts = random_prompts([32] * batch_size, self.info.vocab_size, seed=batch_size)
+        for name, engine in self.engines.items():
+            _begin(engine, prompts, warmup + steps, (batch_size + 1) // 2 if name == FUNCTION else 0)
+        times: dict[str, list[float]] = {name: [] for name in SETTINGS}
+        for step in range(warmup + steps):
+            first = step % len(SETTINGS)
+            for name in SETTINGS[first:] + SETTINGS[:first]:
+                before = perf_counter()
+                outputs = self.engines[name].step()
+                times[name].append(perf_counter() - before)
+                if len(outputs) != batch_size:
+                    raise MoesaicError(f"a step of {batch_size} requests had {len(outputs)} outputs: {outputs}")
+        for engine in self.engines.values():
+            for i in range(batch_size):
+                engine.abort_request(f"bench-{i}")
+            engine.step()
+        return {name: each[warmup:] for name, each in times.items()}
+
+
+def _build(model: str, statistics: bool, **options: Any) -> LLM:
     """A model that counts its tokens, or does not."""
     ExpertStats.enabled = statistics
     try:
@@ -44,52 +83,24 @@ def build(model: str, statistics: bool, **options: Any) -> LLM:
         ExpertStats.enabled = True
 
 
-class Bench:
-    """The models, and a decode step's time with each setting.
-
-    Raises:
-        ConfigError: the model has no experts.
-    """
-
-    def __init__(self, model: str, tokens: int, **options: Any) -> None:
-        self.tokens = tokens
-        self.counting = build(model, True, **options)
-        self.info = self.counting.llm_engine.engine.info
-        if self.info.moe is None:
-            raise ConfigError(f"{self.info.names[0]} has no experts")
-        self.silent = build(model, False, **options)
-
-    def turn(self, batch_size: int, seed: int) -> dict[str, float]:
-        """Seconds of the median decode step with each setting, one after the other; who is first changes by `seed`."""
-        prompts = random_prompts([32] * batch_size, self.info.vocab_size, seed)
-        settings: list[tuple[str, Callable[[], float]]] = [
-            (PLAIN, lambda: self._step(self.counting, prompts, 0)),
-            (WITHOUT, lambda: self._step(self.silent, prompts, 0)),
-            (FUNCTION, lambda: self._with_function(prompts, (batch_size + 1) // 2)),
-            (UNTAGGED, lambda: self._with_function(prompts, 0)),
-        ]
-        first = seed % len(settings)
-        return {name: measure() for name, measure in settings[first:] + settings[:first]}
-
-    def _with_function(self, prompts: list[list[int]], tagged: int) -> float:
-        name = self.counting.register_moe_routing_func(domain_aware_routing)
-        try:
-            return self._step(self.counting, prompts, tagged)
-        finally:
-            self.counting.unregister_moe_routing_func(name)
-
-    def _step(self, llm: LLM, prompts: list[list[int]], tagged: int) -> float:
-        routings = [TAGGED if i < tagged else None for i in range(len(prompts))]
-        params = [
-            SamplingParams(temperature=0.0, max_tokens=self.tokens, ignore_eos=True, routing=routing)
-            for routing in routings
-        ]
-        return median(step.whole for step in run_batch(llm.llm_engine, prompts, params).steps if step.steady)
+def _begin(engine: LLMEngine, prompts: list[list[int]], steps: int, tagged: int) -> None:
+    """Requests that can decode for so many steps, `tagged` of them with a tag, up to the end of their prompts."""
+    for i, prompt in enumerate(prompts):
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=steps + len(prompts) + 2,
+            ignore_eos=True,
+            routing=TAGGED if i < tagged else None,
+        )
+        engine.add_request(f"bench-{i}", prompt, params)
+    began: set[str] = set()
+    while len(began) < len(prompts):
+        began |= {output.request_id for output in engine.step()}
 
 
-def figures(bench: Bench, batch_size: int, runs: int, warmup: int) -> list[Figure]:
-    """A figure for each setting; each is compared with the same turn's "plain", "plain" with "no statistics"."""
-    counted = [bench.turn(batch_size, seed) for seed in range(warmup + runs)][warmup:]
+def figures(bench: Bench, batch_size: int, steps: int, warmup: int) -> list[Figure]:
+    """A figure for each setting; each is compared with "plain" at the same step, "plain" with "no statistics"."""
+    times = bench.steps(batch_size, steps, warmup)
     model = bench.info.names[0].rstrip("/").rsplit("/", 1)[-1]
     beside = {PLAIN: WITHOUT, FUNCTION: PLAIN, UNTAGGED: PLAIN}
     return [
@@ -98,27 +109,24 @@ def figures(bench: Bench, batch_size: int, runs: int, warmup: int) -> list[Figur
             case=f"{model} batch {batch_size}, {name}",
             metric="decode step",
             unit="ms",
-            samples=[1e3 * times[name] for times in counted],
-            baselines=[1e3 * times[beside[name]] for times in counted] if name in beside else None,
+            samples=[1e3 * seconds for seconds in times[name]],
+            baselines=[1e3 * seconds for seconds in times[beside[name]]] if name in beside else None,
         )
-        for name in counted[0]
+        for name in SETTINGS
     ]
 
 
 @click.command()
 @click.argument("model", default="moe-model")
 @click.option("--batch-size", "sizes", type=click.IntRange(min=1), multiple=True, default=(1, 32), show_default=True)
-@click.option("--tokens", type=click.IntRange(min=8), default=32, show_default=True, help="decoded in each run")
-@click.option("--runs", type=click.IntRange(min=1), default=9, show_default=True, help="turns that count")
-@click.option("--warmup", type=click.IntRange(min=0), default=1, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=200, show_default=True, help="that count")
+@click.option("--warmup", type=click.IntRange(min=0), default=8, show_default=True, help="steps before them")
 @click.option("--threads", type=click.IntRange(min=1), default=None, help="of the model; as a server has by default")
 @click.option("--json-only", is_flag=True, help="print no table, only the JSON lines")
-def main(
-    model: str, sizes: Sequence[int], tokens: int, runs: int, warmup: int, threads: int | None, json_only: bool
-) -> None:
+def main(model: str, sizes: Sequence[int], steps: int, warmup: int, threads: int | None, json_only: bool) -> None:
     """Decode steps of MODEL with and without statistics and a routing function."""
-    bench = Bench(model, tokens, threads=threads, kv_cache_memory="256MiB")
-    measured = [figure for size in sizes for figure in figures(bench, size, runs, warmup)]
+    bench = Bench(model, threads=threads, kv_cache_memory="256MiB")
+    measured = [figure for size in sizes for figure in figures(bench, size, steps, warmup)]
     report(measured, bench.info.description, json_only)
 
 

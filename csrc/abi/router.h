@@ -80,6 +80,42 @@ typedef struct {
 
 MOESAIC_API void moesaic_route_logits(const moesaic_route_logits_args* args);
 
+// What somebody has made of scores. Rows whose scores were not finite before are nobody's fault, and left out.
+enum moesaic_score_fault {
+    MOESAIC_SCORE_NOT_FINITE = 1,
+    MOESAIC_SCORE_NEGATIVE = 2,
+    MOESAIC_SCORE_NONE = 4,  // a row has none above 0
+    MOESAIC_SCORE_ZERO = 8,  // no fault: a changed row has experts that are not to be chosen
+};
+
+typedef struct {
+    moesaic_count rows;
+    const float* before;  // [rows, num_experts]
+    const float* after;   // [rows, num_experts]
+    uint8_t* changed;     // [rows] out: 1 for rows with any other score
+    int64_t* found;       // [2] out: how many they are; which of `moesaic_score_fault`, added up
+    int64_t num_experts;
+} moesaic_route_changes_args;
+
+MOESAIC_API void moesaic_route_changes(const moesaic_route_changes_args* args);
+
+// Puts other choices in place of those of some rows, and counts right.
+typedef struct {
+    moesaic_count rows;
+    int32_t* ids;              // [rows, width], changed in place
+    float* weights;            // [rows, width], likewise
+    const int32_t* new_ids;    // [rows, new_width]
+    const float* new_weights;  // [rows, new_width]
+    const float* scores;       // [rows, num_experts]: what scores 0 is left out
+    const uint8_t* changed;    // [rows]: 1 for the rows concerned
+    int64_t* counts;           // [num_experts] or null
+    int64_t num_experts;
+    int64_t width;
+    int64_t new_width;         // at most `width`; -1 and 0 follow
+} moesaic_route_replace_args;
+
+MOESAIC_API void moesaic_route_replace(const moesaic_route_replace_args* args);
+
 // What the calling thread has spent in `moesaic_route` since it began.
 typedef struct {
     int64_t* nanoseconds;  // out

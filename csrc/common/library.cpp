@@ -2,7 +2,7 @@
 #include "../abi/types.h"
 
 // Raised with every change of a struct or function under abi/; the binding refuses a library of another version.
-#define MOESAIC_ABI_VERSION 9
+#define MOESAIC_ABI_VERSION 10
 
 MOESAIC_API int moesaic_abi_version() { return MOESAIC_ABI_VERSION; }
 

@@ -296,6 +296,48 @@ void route_logits(const moesaic_route_logits_args& a) {
     });
 }
 
+int64_t faults_of(const float* scores, int64_t num_experts) {
+    int64_t faults = MOESAIC_SCORE_NONE;
+    for (int64_t e = 0; e < num_experts; ++e) {
+        if (!(std::abs(scores[e]) < INF)) faults |= MOESAIC_SCORE_NOT_FINITE;
+        if (scores[e] < 0.0f) faults |= MOESAIC_SCORE_NEGATIVE;
+        if (scores[e] == 0.0f) faults |= MOESAIC_SCORE_ZERO;
+        if (scores[e] > 0.0f) faults &= ~MOESAIC_SCORE_NONE;
+    }
+    return faults;
+}
+
+void route_changes(const moesaic_route_changes_args& a) {
+    a.found[0] = a.found[1] = 0;
+    for (int64_t t = 0; t < *a.rows; ++t) {
+        const float* before = a.before + t * a.num_experts;
+        const float* after = a.after + t * a.num_experts;
+        bool finite = true, changed = false;
+        for (int64_t e = 0; e < a.num_experts; ++e) {
+            finite &= std::abs(before[e]) < INF;
+            changed |= after[e] != before[e];
+        }
+        a.changed[t] = finite && changed;
+        a.found[0] += a.changed[t];
+        if (a.changed[t]) a.found[1] |= faults_of(after, a.num_experts);
+    }
+}
+
+void route_replace(const moesaic_route_replace_args& a) {
+    for (int64_t t = 0; t < *a.rows; ++t) {
+        if (!a.changed[t]) continue;
+        const float* scores = a.scores + t * a.num_experts;
+        for (int64_t i = 0; i < a.width; ++i) {
+            int32_t& id = a.ids[t * a.width + i];
+            if (a.counts != nullptr && id >= 0) --a.counts[id];
+            id = i < a.new_width ? a.new_ids[t * a.new_width + i] : -1;
+            if (id >= 0 && scores[id] == 0.0f) id = -1;
+            a.weights[t * a.width + i] = id >= 0 ? a.new_weights[t * a.new_width + i] : 0.0f;
+            if (a.counts != nullptr && id >= 0) ++a.counts[id];
+        }
+    }
+}
+
 thread_local int64_t spent = 0;  // nanoseconds
 
 // Adds the time that it lives.
@@ -313,4 +355,6 @@ MOESAIC_API void moesaic_route(const moesaic_route_args* args) {
 }
 MOESAIC_API void moesaic_route_scores(const moesaic_route_scores_args* args) { moesaic::route_scores(*args); }
 MOESAIC_API void moesaic_route_logits(const moesaic_route_logits_args* args) { moesaic::route_logits(*args); }
+MOESAIC_API void moesaic_route_changes(const moesaic_route_changes_args* args) { moesaic::route_changes(*args); }
+MOESAIC_API void moesaic_route_replace(const moesaic_route_replace_args* args) { moesaic::route_replace(*args); }
 MOESAIC_API void moesaic_route_time(const moesaic_route_time_args* args) { *args->nanoseconds = moesaic::spent; }

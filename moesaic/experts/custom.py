@@ -7,19 +7,20 @@ each router; where functions may give tokens more experts than a recording has r
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import monotonic, perf_counter
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moesaic.core.batch import Batch
 from moesaic.core.errors import ConfigError
 from moesaic.core.log import get_logger
 from moesaic.core.step import NewSequence
-from moesaic.experts.function_choice import changed_rows, choose_by_scores, refused
+from moesaic.experts.function_choice import changes_of, choose_by_scores, refused
 from moesaic.experts.function_types import DomainTags, RequestIds, RoutingInput
 from moesaic.experts.functions import RoutingFunctions
 from moesaic.experts.routing import Routing, RoutingKernels, choose_experts
@@ -43,6 +44,13 @@ class StepTokens:
     positions: Tensor
     request_ids: RequestIds
     seeds: npt.NDArray[np.uint64]
+    _ks: dict[int, Tensor] = field(default_factory=dict)
+
+    def k(self, top_k: int) -> Tensor:
+        """As many experts for each token: `[T]` int64, made once a step; not to be written into."""
+        if top_k not in self._ks:
+            self._ks[top_k] = torch.full_like(self.positions, top_k, dtype=torch.int64)
+        return self._ks[top_k]
 
 
 class CustomRouting:
@@ -182,11 +190,15 @@ class Stage:
             RoutingFunctionError: a function raised, or gave what cannot be chosen by.
         """
         if self.custom.stops is not None:
+            parts: dict[int, tuple[Routing, Tensor]] = {}  # of the last step's size
 
             def decide(rows: int) -> None:
-                part = Routing(routing.ids[:rows], routing.weights[:rows])
+                if rows not in parts:
+                    parts.clear()
+                    parts[rows] = Routing(routing.ids[:rows], routing.weights[:rows]), logits[:rows]
+                part, own = parts[rows]
                 with torch.inference_mode():
-                    self._decide(part, logits[:rows], spec, correction, expert_scale, counts, table)
+                    self._decide(part, own, spec, correction, expert_scale, counts, table)
 
             self.custom.stops.append((len(Kernel.recorder.calls), decide))
             return routing
@@ -223,21 +235,23 @@ class Stage:
         """By functions."""
         given = self._given(logits.float().contiguous(), spec, table)
         assert self.custom.functions is not None
-        decision = self.custom.functions(given)
-        rows = changed_rows(given, decision)
-        if not len(rows):
+        decision = self.custom.functions(given, self.kernels.route_changes)
+        changes = changes_of(self.kernels, given, decision)
+        if not changes.count:
             return routing
-        assert decision.scores is not None and isinstance(decision.k, Tensor)
+        scores, k = decision.scores, decision.k
+        assert scores is not None and isinstance(k, Tensor)
+        alike = k is given.k and (table is None or not table.active)
+        top_k = spec.top_k if alike else k
         chosen = choose_by_scores(
-            self.kernels,
-            given.logits[rows],
-            decision.scores[rows].contiguous(),
-            decision.k[rows],
-            spec,
-            correction,
-            expert_scale,
+            self.kernels, given.logits, scores, top_k, spec, correction, expert_scale, changes.zeros
         )
-        return _replaced(routing, rows, chosen, counts)
+        if chosen.ids.shape[1] > routing.ids.shape[1]:
+            routing = _widened(routing, chosen.ids.shape[1])
+        self.kernels.route_replace(
+            routing.ids, routing.weights, chosen.ids, chosen.weights, scores, changes.rows, counts
+        )
+        return routing
 
     def _drawn(
         self,
@@ -258,16 +272,21 @@ class Stage:
             self.kernels.route, logits, ungrouped, None, None, expert_scale, choice=choice.contiguous()
         )
         unused = (choice.gather(1, drawn.ids.long()) < 0) | (routing.ids < 0)
-        drawn = Routing(drawn.ids.masked_fill(unused, -1), drawn.weights.masked_fill(unused, 0.0))
-        return _replaced(routing, torch.arange(len(logits), device=logits.device), drawn, counts)
+        if counts is not None:
+            _count(counts, routing.ids, -1)
+        routing.ids.copy_(drawn.ids.masked_fill(unused, -1))
+        routing.weights.copy_(drawn.weights.masked_fill(unused, 0.0))
+        if counts is not None:
+            _count(counts, routing.ids, 1)
+        return routing
 
     def _given(self, logits: Tensor, spec: RouterSpec, table: RouteTable | None) -> RoutingInput:
         """What functions are given: logits and k as the rows' rules make them."""
         tokens = self.custom.tokens
         assert tokens is not None
-        k = torch.full((len(logits),), spec.top_k, device=logits.device)
+        k = tokens.k(spec.top_k)
         if table is not None and table.active:
-            logits = logits.clone()
+            logits, k = logits.clone(), k.clone()
             for number in table.rows.used:
                 rows, rule = table.rows.rows_of(number, logits.device), table.rules[number]
                 k[rows] = rule.top_k
@@ -278,25 +297,10 @@ class Stage:
         return RoutingInput(self.layer, logits, scores, tokens.tags, tokens.positions, tokens.request_ids, k)
 
 
-def _replaced(routing: Routing, rows: Tensor, chosen: Routing, counts: Tensor | None) -> Routing:
-    """The routes with other ones in some rows, written into them; new ones where these have more experts."""
-    if counts is not None:
-        _count(counts, routing.ids[rows], -1)
-        _count(counts, chosen.ids, 1)
-    width, own = routing.ids.shape[1], chosen.ids.shape[1]
-    if own > width:
-        routing = Routing(_widened(routing.ids, own, -1), _widened(routing.weights, own, 0))
-    elif own < width:
-        chosen = Routing(_widened(chosen.ids, width, -1), _widened(chosen.weights, width, 0))
-    routing.ids[rows], routing.weights[rows] = chosen.ids, chosen.weights
-    return routing
-
-
-def _widened(x: Tensor, width: int, fill: int) -> Tensor:
-    """`[T, k]` -> a new tensor `[T, width]`."""
-    out = x.new_full((len(x), width), fill)
-    out[:, : x.shape[1]] = x
-    return out
+def _widened(routing: Routing, width: int) -> Routing:
+    """The same with room for more experts a token: `[T, width]`."""
+    missing = width - routing.ids.shape[1]
+    return Routing(F.pad(routing.ids, (0, missing), value=-1), F.pad(routing.weights, (0, missing)))
 
 
 def _count(counts: Tensor, ids: Tensor, times: int) -> None:

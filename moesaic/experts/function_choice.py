@@ -11,7 +11,7 @@ Experts with score 0 are not chosen; a token with fewer others than k has fewer 
   their score beside the row's sum of exponentials as it was (`route_logits`).
 
 With scores and k as they were, that is the model's own choice, but for rounding; so rows that no function has changed
-are left to the router, bit by bit (`changed_rows`).
+are left to the router, bit by bit (`changes_of`).
 """
 
 from dataclasses import replace
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from moesaic.experts.function_types import RoutingDecision, RoutingInput
 from moesaic.experts.routing import Routing, RoutingKernels
+from moesaic.kernels.reference_router import ScoreChanges
 from moesaic.models.spec import RouterSpec
 
 UNSCORED = "its router does not score: it weighs by logits as they are, of either sign"
@@ -31,47 +32,51 @@ def refused(spec: RouterSpec) -> str:
     return UNSCORED if spec.scoring == "identity" else ""
 
 
-def changed_rows(given: RoutingInput, decision: RoutingDecision) -> Tensor:
-    """Which tokens `[N]` int64 functions have given other scores, or another k."""
+def changes_of(kernels: RoutingKernels, given: RoutingInput, decision: RoutingDecision) -> ScoreChanges:
+    """Which tokens functions have given other scores, or another k."""
     assert decision.scores is not None and isinstance(decision.k, Tensor)
-    changed = (decision.scores != given.scores).any(1)
-    if decision.k is not given.k:
-        changed |= decision.k != given.k
-    rows = changed.nonzero().flatten()
-    if len(rows) and not bool(given.scores.isfinite().all()):  # a model with weights of NaN says so by itself
-        rows = rows[given.scores[rows].isfinite().all(1)]
-    return rows
+    changes = kernels.route_changes(given.scores, decision.scores)
+    if decision.k is given.k:
+        return changes
+    rows = changes.rows | ((decision.k != given.k) & given.scores.isfinite().all(1))
+    zeros = bool((decision.scores[rows] == 0).any())
+    return changes._replace(rows=rows, count=int(rows.sum()), zeros=zeros)
 
 
 def choose_by_scores(
     kernels: RoutingKernels,
     logits: Tensor,
     scores: Tensor,
-    k: Tensor,
+    k: Tensor | int,
     spec: RouterSpec,
     correction: Tensor | None = None,
     expert_scale: Tensor | None = None,
+    zeros: bool = True,
 ) -> Routing:
-    """Experts and weights of N tokens by changed scores.
+    """Experts and weights of N tokens by changed scores; experts with score 0 count as any other yet (`route_replace`).
 
     Args:
         logits: `[N, E]` fp32, the router's.
         scores: `[N, E]` fp32, not negative.
-        k: `[N]` int64, experts of each token.
+        k: experts of each token: `[N]` int64, or one number.
         correction, expert_scale: `[E]`, the router's.
+        zeros: whether a score may be 0.
 
     Returns:
         ids and weights `[N, max(k)]`, -1 and 0 behind a token's last expert.
     """
+
+    def choose(top_k: int) -> Routing:
+        return _choose(kernels, logits, scores, replace(spec, top_k=top_k), correction, expert_scale, zeros)
+
+    if isinstance(k, int):
+        return choose(k)
     widest = int(k.max())
-    if widest == int(k.min()):
-        return _choose(kernels, logits, scores, replace(spec, top_k=widest), correction, expert_scale)
     ids = torch.full((len(k), widest), -1, dtype=torch.int32, device=scores.device)
     weights = torch.zeros(len(k), widest, device=scores.device)
     for count in k.unique().tolist():
-        rows = (k == count).nonzero().flatten()
-        own = _choose(kernels, logits[rows], scores[rows], replace(spec, top_k=count), correction, expert_scale)
-        ids[rows, :count], weights[rows, :count] = own.ids, own.weights
+        rows, own = k == count, choose(count)
+        ids[rows, :count], weights[rows, :count] = own.ids[rows], own.weights[rows]
     return Routing(ids, weights)
 
 
@@ -82,6 +87,7 @@ def _choose(
     spec: RouterSpec,
     correction: Tensor | None,
     expert_scale: Tensor | None,
+    zeros: bool,
 ) -> Routing:
     """The same with one k for all."""
     select_first = spec.order == "select_then_score"
@@ -91,7 +97,6 @@ def _choose(
     if sparse or (select_first and correction is not None):
         changed = kernels.route_logits(logits, scores, scoring=spec.scoring, cap=spec.cap)
     choice = scores if correction is None else (changed if select_first else scores) + correction
-    all_eligible = float(scores.amin()) > 0
     chosen = kernels.route(
         changed if sparse else scores,
         spec.top_k,
@@ -106,13 +111,9 @@ def _choose(
         scale=spec.scale,
         jitter=spec.jitter,
         expert_scale=expert_scale,
-        choice=choice if all_eligible else _below(choice, scores > 0).contiguous(),
+        choice=_below(choice, scores > 0).contiguous() if zeros else choice,
     )
-    ids, weights = chosen
-    if all_eligible:
-        return Routing(ids, weights)
-    unused = scores.gather(1, ids.long()) == 0
-    return Routing(ids.masked_fill(unused, -1), weights.masked_fill(unused, 0.0))
+    return Routing(*chosen)
 
 
 def _below(choice: Tensor, eligible: Tensor) -> Tensor:

@@ -25,8 +25,11 @@ from moesaic.core.log import get_logger
 from moesaic.core.routing import LayerShape, MoeShape
 from moesaic.experts.function_signature import Signature, signature_of, source_hash
 from moesaic.experts.function_types import DomainTags, RequestIds, RoutingDecision, RoutingInput
+from moesaic.kernels.reference_router import ScoreChanges, route_changes
 
 logger = get_logger(__name__)
+
+ChangesOf = Callable[[Tensor, Tensor], ScoreChanges]
 
 PROBED_ROWS = 37  # neither a power of 2 nor a multiple of what vectors hold
 
@@ -54,8 +57,11 @@ class RoutingFunction:
     by_row: bool = False
     seconds: float = 0.0
 
-    def __call__(self, given: RoutingInput) -> RoutingDecision:
+    def __call__(self, given: RoutingInput, changes: ChangesOf = route_changes) -> RoutingDecision:
         """The decision for all tokens, checked: scores `[T, E]`, k `[T]` int64.
+
+        Args:
+            changes: the kernel that looks at scores.
 
         Raises:
             RoutingFunctionError: the function raised, or what it gave cannot be used.
@@ -63,17 +69,20 @@ class RoutingFunction:
         start = perf_counter()
         try:
             if not self.by_row or len(given.scores) < 2:
-                return self._call(given)
-            rows = [self._call(given.of(slice(row, row + 1))) for row in range(len(given.scores))]
+                return self._call(given, changes)
+            rows = [self._call(given.of(slice(row, row + 1)), changes) for row in range(len(given.scores))]
             scores, ks = zip(*((cast(Tensor, row.scores), cast(Tensor, row.k)) for row in rows), strict=True)
             return RoutingDecision(torch.cat(scores), torch.cat(ks))
         finally:
             self.seconds += perf_counter() - start
 
-    def _call(self, given: RoutingInput) -> RoutingDecision:
-        own = replace(given, scores=given.scores.clone(), k=given.k.clone())  # it may write into them
+    def _call(self, given: RoutingInput, changes: ChangesOf) -> RoutingDecision:
+        scores = given.scores.clone()  # it may write into them
         try:
-            result = self.function(own.scores, own.tags) if self.signature == "simple" else self.function(own)
+            if self.signature == "simple":
+                result = self.function(scores, given.tags)
+            else:
+                result = self.function(replace(given, scores=scores, k=given.k.clone()))
         except Exception as error:
             raise self._error(given, f"raised {type(error).__name__}: {error}") from error
         if self.signature == "simple":
@@ -82,9 +91,9 @@ class RoutingFunction:
                 raise self._error(given, "gave None: it must return the scores")
         if not isinstance(result, RoutingDecision):
             raise self._error(given, f"gave {_kind(result)}, and not a RoutingDecision")
-        return RoutingDecision(self._scores(result.scores, given), self._k(result.k, given))
+        return RoutingDecision(self._scores(result.scores, given, changes), self._k(result.k, given))
 
-    def _scores(self, scores: Any, given: RoutingInput) -> Tensor:
+    def _scores(self, scores: Any, given: RoutingInput, changes: ChangesOf) -> Tensor:
         """What it made of the scores, if they can be chosen by."""
         before = given.scores
         if scores is None:
@@ -93,20 +102,15 @@ class RoutingFunction:
             raise self._error(given, f"gave {_kind(scores)} for scores of {_kind(before)}")
         if scores.device != before.device:
             raise self._error(given, f"gave scores on {scores.device}, they were on {before.device}")
-        if not scores.numel():
+        scores = scores.contiguous()
+        if not changes(before, scores).faulty:
             return scores
-        low, high = (float(end) for end in scores.aminmax())
-        if low >= 0 and high < float("inf") and float(scores.amax(1).min()) > 0:
-            return scores
-        sound = before.isfinite().all(1)  # a model with weights of NaN is none of the function's fault
-        wrong = scores[sound]
-        if not wrong.isfinite().all():
+        changed = scores[before.isfinite().all(1)]  # a model with weights of NaN is none of the function's fault
+        if not changed.isfinite().all():
             raise self._error(given, "gave scores that are not finite")
-        if (wrong < 0).any():
-            raise self._error(given, f"gave a negative score, {float(wrong.min()):.6g}")
-        if not (wrong > 0).any(1).all():
-            raise self._error(given, "left a token no expert to choose: all of its scores are 0")
-        return torch.where(sound[:, None], scores, before)
+        if (changed < 0).any():
+            raise self._error(given, f"gave a negative score, {float(changed.min()):.6g}")
+        raise self._error(given, "left a token no expert to choose: all of its scores are 0")
 
     def _k(self, k: Any, given: RoutingInput) -> Tensor:
         """How many experts it gave each token."""
@@ -211,10 +215,12 @@ class RoutingFunctions:
             raise ConfigError(unknown_name("routing function", name, [f.name for f in self._functions]))
         self._functions.remove(found[0])
 
-    def __call__(self, given: RoutingInput) -> RoutingDecision:
+    def __call__(self, given: RoutingInput, changes: ChangesOf = route_changes) -> RoutingDecision:
         """What all functions, one after the other, make of it; raises RoutingFunctionError."""
+        if len(self._functions) == 1:
+            return self._functions[0](given, changes)
         for function in self._functions:
-            made = function(given)
+            made = function(given, changes)
             given = replace(given, scores=made.scores, k=made.k)
         return RoutingDecision(given.scores, given.k)
 

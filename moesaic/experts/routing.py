@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from torch import Tensor
 
 from moesaic.experts.stats import Tap
+from moesaic.kernels.reference_router import ScoreChanges
 from moesaic.kernels.route_table import RouteTable
 from moesaic.layers.base import BuildContext, NamedViews
 from moesaic.layers.context import LinearMethod, RouterNote, context_of, current_construction
@@ -36,6 +37,8 @@ class RoutingKernels(NamedTuple):
     route: Callable[..., Any]
     route_scores: Callable[..., Tensor]
     route_logits: Callable[..., Tensor]
+    route_changes: Callable[[Tensor, Tensor], ScoreChanges]
+    route_replace: Callable[..., None]
     route_seconds: Callable[[], float]
 
     @classmethod

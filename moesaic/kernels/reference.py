@@ -35,7 +35,14 @@ from moesaic.kernels.reference_recurrent import (
     selective_scan,
     ssd_scan,
 )
-from moesaic.kernels.reference_router import route, route_logits, route_scores, route_seconds
+from moesaic.kernels.reference_router import (
+    route,
+    route_changes,
+    route_logits,
+    route_replace,
+    route_scores,
+    route_seconds,
+)
 from moesaic.kernels.registry import Case
 
 __all__ = [
@@ -71,7 +78,9 @@ __all__ = [
     "rope_table",
     "rotate",
     "route",
+    "route_changes",
     "route_logits",
+    "route_replace",
     "route_scores",
     "route_seconds",
     "select_positions",

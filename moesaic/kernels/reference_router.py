@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from time import perf_counter
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -162,6 +162,61 @@ def route_logits(logits: Tensor, scores: Tensor, scoring: Scoring = "softmax", c
     else:
         made = given.log() + capped.double().logsumexp(-1, keepdim=True)
     return torch.where(scores == route_scores(logits, scoring, cap), capped, made.float())
+
+
+class ScoreChanges(NamedTuple):
+    """What somebody has made of scores `[T, E]`. Rows that were not finite before are nobody's fault, and left out.
+
+    Attributes:
+        rows: `[T]` bool, those with any other score.
+        count: how many they are.
+        faulty: one of them has a score that is not finite, a negative one, or none above 0.
+        zeros: one of them has a score of 0: its expert is not to be chosen.
+    """
+
+    rows: Tensor
+    count: int
+    faulty: bool
+    zeros: bool
+
+
+def route_changes(before: Tensor, after: Tensor) -> ScoreChanges:
+    """Which rows of scores `[T, E]` fp32 have become others, and whether these can be chosen by."""
+    rows = (after != before).any(1) & before.isfinite().all(1)
+    others = after[rows]
+    faulty = ~others.isfinite().all() | (others < 0).any() | ~(others > 0).any(1).all()
+    return ScoreChanges(rows, int(rows.sum()), bool(faulty), bool((others == 0).any()))
+
+
+def route_replace(
+    ids: Tensor,
+    weights: Tensor,
+    new_ids: Tensor,
+    new_weights: Tensor,
+    scores: Tensor,
+    changed: Tensor,
+    counts: Tensor | None = None,
+) -> None:
+    """Write other choices over those of some rows, and put counts right.
+
+    Args:
+        ids: `[T, k]` int32, changed in place.
+        weights: `[T, k]` fp32, likewise.
+        new_ids, new_weights: `[T, n]`, n at most k; -1 and 0 follow.
+        scores: `[T, E]`; new ids that score 0 become -1, with weight 0.
+        changed: `[T]` bool, the rows concerned.
+        counts: `[E]` int64, of tokens by expert: less what was chosen, plus what is.
+    """
+    own = new_ids[changed]
+    unused = scores[changed].gather(1, own.clamp(min=0).long()).eq(0) | (own < 0)
+    made = torch.full_like(ids[changed], -1), torch.zeros_like(weights[changed])
+    made[0][:, : own.shape[1]] = own.masked_fill(unused, -1)
+    made[1][:, : own.shape[1]] = new_weights[changed].masked_fill(unused, 0.0)
+    if counts is not None:
+        for rows, times in ((ids[changed], -1), (made[0], 1)):
+            flat = rows.flatten().long()
+            counts.index_add_(0, flat.clamp(min=0), (flat >= 0).long(), alpha=times)
+    ids[changed], weights[changed] = made
 
 
 def route_seconds() -> float:

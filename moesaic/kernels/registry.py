@@ -31,7 +31,7 @@ FAMILIES = {
         *("mix", "apply_gate", "softcap", "clamp", "norm_heads", "add_bias", "add_identity"),
     ),
     "recurrent": ("causal_conv", "gated_delta", "gated_norm", "linear_attention", "selective_scan", "ssd_scan"),
-    "router": ("route", "route_scores", "route_logits", "route_seconds"),
+    "router": ("route", "route_scores", "route_logits", "route_changes", "route_replace", "route_seconds"),
 }
 FAMILY_OF = {op: family for family, ops in FAMILIES.items() for op in ops}
 

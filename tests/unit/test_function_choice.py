@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from moesaic.experts.function_choice import changed_rows, choose_by_scores, refused
+from moesaic.experts.function_choice import changes_of, choose_by_scores, refused
 from moesaic.experts.function_types import RoutingDecision
-from moesaic.experts.routing import RoutingKernels, choose_experts
+from moesaic.experts.routing import Routing, RoutingKernels, choose_experts
 from moesaic.kernels import reference_router
 from moesaic.kernels.cpu import router as cpu
 from moesaic.kernels.reference_router import route, route_logits, route_scores
@@ -29,7 +29,9 @@ SPECS = {
     "sparsemixer": RouterSpec(top_k=2, scoring="sparsemixer", jitter=0.05),
     "scaled experts": RouterSpec(top_k=K, renormalize=True, expert_scale=True, floor=1e-6),
 }
-ORACLE = RoutingKernels(route, route_scores, route_logits, reference_router.route_seconds)
+ORACLE, CPU = (
+    RoutingKernels(*(getattr(of, name) for name in RoutingKernels._fields)) for of in (reference_router, cpu)
+)
 ALL = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 
 
@@ -43,6 +45,15 @@ def material(spec, seed=0):
     correction = torch.randn(E, generator=generator) * 0.2 if spec.correction else None
     scale = torch.rand(E, generator=generator) + 0.5 if spec.expert_scale else None
     return logits, correction, scale
+
+
+def chosen(kernels, logits, scores, *args, **options):
+    """Routes by scores, without experts that score 0."""
+    made = choose_by_scores(kernels, logits, scores, *args, **options)
+    ids, weights = torch.zeros_like(made.ids), torch.zeros_like(made.weights)
+    everywhere = torch.ones(len(ids), dtype=torch.bool)
+    kernels.route_replace(ids, weights, made.ids, made.weights, scores.contiguous(), everywhere)
+    return Routing(ids, weights)
 
 
 def by_hand(spec, scores, k, logits, correction, scale):
@@ -88,7 +99,7 @@ def test_unchanged_scores_make_the_models_own_choice(spec):
     logits, correction, scale = material(spec)
     own = choose_experts(route, logits, spec, correction, None, scale)
     k = torch.full((T,), spec.top_k)
-    made = choose_by_scores(ORACLE, logits, scores_of(logits, spec), k, spec, correction, scale)
+    made = chosen(ORACLE, logits, scores_of(logits, spec), k, spec, correction, scale)
     assert torch.equal(made.ids, own.ids)
     torch.testing.assert_close(made.weights, own.weights, rtol=2e-6, atol=1e-7)
 
@@ -106,7 +117,7 @@ def test_changed_scores_against_the_definition(spec):
     if spec.scoring != "softmax" and spec.scoring != "sparsemixer":
         scores = scores.clamp(max=0.999)
     k = torch.arange(T) % 3 + 1
-    made = choose_by_scores(ORACLE, logits, scores, k, spec, correction, scale)
+    made = chosen(ORACLE, logits, scores, k, spec, correction, scale)
     assert made.ids.dtype == torch.int32 and made.weights.dtype == torch.float32 and made.ids.shape == (T, 3)
     for row in range(T):
         ids, weights = by_hand(spec, scores[row], int(k[row]), logits[row], correction, scale)
@@ -117,16 +128,15 @@ def test_changed_scores_against_the_definition(spec):
 
 @ALL
 def test_a_token_chooses_alike_in_any_company(spec, isa):
-    kernels = RoutingKernels(cpu.route, cpu.route_scores, cpu.route_logits, cpu.route_seconds)
     logits, correction, scale = material(spec)
     whole = cpu.route_scores(logits, spec.scoring, spec.cap)
     scores = whole * 0.7
     scores[:, 4] = 0
     k = torch.full((T,), 2)
-    together = choose_by_scores(kernels, logits, scores, k, spec, correction, scale)
+    together = chosen(CPU, logits, scores, k, spec, correction, scale)
     for row in range(0, T, 7):
         part = slice(row, row + 1)
-        alone = choose_by_scores(kernels, logits[part], scores[part], k[part], spec, correction, scale)
+        alone = chosen(CPU, logits[part], scores[part], k[part], spec, correction, scale)
         assert torch.equal(alone.ids, together.ids[part]) and torch.equal(alone.weights, together.weights[part])
         assert torch.equal(cpu.route_scores(logits[part], spec.scoring, spec.cap), whole[part])
 
@@ -170,7 +180,7 @@ def test_time_in_the_router_is_counted(isa):
 def test_more_experts_than_the_model_takes():
     spec = SPECS["softmax, renormalised"]
     logits, *_ = material(spec)
-    made = choose_by_scores(ORACLE, logits, scores_of(logits, spec), torch.full((T,), E), spec)
+    made = chosen(ORACLE, logits, scores_of(logits, spec), torch.full((T,), E), spec)
     assert made.ids.shape == (T, E) and all(sorted(row) == list(range(E)) for row in made.ids.tolist())
     torch.testing.assert_close(made.weights.sum(1), torch.full((T,), 2.5))
 
@@ -180,9 +190,59 @@ def test_which_rows_are_changed():
     scores, k = x.scores.clone(), x.k.clone()
     scores[1, 2] += 0.1
     k[4] = 1
-    assert changed_rows(x, RoutingDecision(scores, k)).tolist() == [1, 4]
+    for kernels in (ORACLE, CPU):
+        changes = changes_of(kernels, x, RoutingDecision(scores, k))
+        assert changes.rows.nonzero().flatten().tolist() == [1, 4] and changes.count == 2
+        assert changes_of(kernels, x, RoutingDecision(scores, x.k)).rows.nonzero().flatten().tolist() == [1]
     x.scores[1] = scores[1] = float("nan")
-    assert changed_rows(x, RoutingDecision(scores, k)).tolist() == [4]
+    for kernels in (ORACLE, CPU):
+        assert changes_of(kernels, x, RoutingDecision(scores, k)).rows.nonzero().flatten().tolist() == [4]
+
+
+FAULTS = {
+    "nothing": (lambda s: s, 0, False, False),
+    "another score": (lambda s: s * 0.5, 3, False, False),
+    "a zero": (lambda s: s.index_fill(1, torch.tensor([2]), 0.0), 3, False, True),
+    "NaN": (lambda s: s / 0 * 0, 3, True, False),
+    "infinity": (lambda s: s / 0, 3, True, False),
+    "a negative score": (lambda s: s - 0.9 * s.max(), 3, True, False),
+    "no expert": (lambda s: s * 0, 3, True, True),
+}
+
+
+@pytest.mark.parametrize("what", FAULTS)
+def test_what_is_made_of_scores(what, isa):
+    make, count, faulty, zeros = FAULTS[what]
+    before = torch.rand(4, 37) + 0.01
+    before[2, 5] = float("nan")
+    for kernels in (ORACLE, CPU):
+        changes = kernels.route_changes(before, make(before))
+        assert (changes.count, changes.faulty, changes.zeros) == (count, faulty, zeros)
+        assert changes.rows.tolist() == [count > 0, count > 0, False, count > 0]
+
+
+def test_routes_are_replaced_and_counted(isa):
+    generator = torch.Generator().manual_seed(3)
+    scores = torch.rand(T, E, generator=generator).round(decimals=1)
+    ids = torch.rand(T, E, generator=generator).argsort(1)[:, :5].int()
+    ids[7, 3:] = -1
+    made = torch.rand(T, E, generator=generator).argsort(1)[:, :3].int()
+    made[9, 2] = -1
+    weights, new = torch.rand(T, 5, generator=generator), torch.rand(T, 3, generator=generator)
+    changed = torch.rand(T, generator=generator) < 0.6
+    results = []
+    for kernels in (ORACLE, CPU):
+        own, weighed, counts = ids.clone(), weights.clone(), torch.full((E,), 100)
+        kernels.route_replace(own, weighed, made, new, scores, changed, counts)
+        results.append((own, weighed, counts))
+    for row in range(T):
+        expected = ids[row].tolist()
+        if changed[row]:
+            expected = [e if e >= 0 and scores[row, e] > 0 else -1 for e in made[row].tolist()] + [-1, -1]
+        assert results[1][0][row].tolist() == expected, row
+    difference = [int((results[1][0] == e).sum() - (ids == e).sum()) for e in range(E)]
+    assert (results[1][2] - 100).tolist() == difference
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_routers_that_do_not_score_are_refused():

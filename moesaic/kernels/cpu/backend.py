@@ -30,7 +30,7 @@ from moesaic.kernels.cpu.recurrent import (
     selective_scan,
     ssd_scan,
 )
-from moesaic.kernels.cpu.router import route, route_logits, route_scores, route_seconds
+from moesaic.kernels.cpu.router import route, route_changes, route_logits, route_replace, route_scores, route_seconds
 from moesaic.kernels.registry import Case
 
 __all__ = [
@@ -65,7 +65,9 @@ __all__ = [
     "rope_table",
     "rotate",
     "route",
+    "route_changes",
     "route_logits",
+    "route_replace",
     "route_scores",
     "route_seconds",
     "select_positions",

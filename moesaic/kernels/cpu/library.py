@@ -13,7 +13,7 @@ from pathlib import Path
 
 from moesaic.core.errors import ConfigError, unknown_name
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 ISAS = ("avx512_bf16", "avx512", "avx2", "portable")  # best first
 
 

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from moesaic.kernels.cpu.calls import Count, Kernel, pointer
-from moesaic.kernels.reference_router import GroupScore, Order, Scoring
+from moesaic.kernels.reference_router import GroupScore, Order, ScoreChanges, Scoring
 from moesaic.kernels.route_table import RouteTable
 
 SCORINGS = {"softmax": 0, "sigmoid": 1, "sqrt_softplus": 2, "identity": 3, "sparsemixer": 4}
 ORDERS = {"score_then_select": 0, "select_then_score": 1}
 GROUP_SCORES = {"top2": 0, "max": 1}
+FAULTS, ZERO = 7, 8  # `moesaic_score_fault`
 
 
 class RouteArguments(ctypes.Structure):
@@ -71,6 +72,37 @@ class RouteLogitsArguments(ctypes.Structure):
     )
 
 
+class RouteChangesArguments(ctypes.Structure):
+    """`moesaic_route_changes_args`."""
+
+    _fields_ = (
+        ("rows", Count),
+        ("before", ctypes.c_void_p),
+        ("after", ctypes.c_void_p),
+        ("changed", ctypes.c_void_p),
+        ("found", ctypes.c_void_p),
+        ("num_experts", ctypes.c_int64),
+    )
+
+
+class RouteReplaceArguments(ctypes.Structure):
+    """`moesaic_route_replace_args`."""
+
+    _fields_ = (
+        ("rows", Count),
+        ("ids", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("new_ids", ctypes.c_void_p),
+        ("new_weights", ctypes.c_void_p),
+        ("scores", ctypes.c_void_p),
+        ("changed", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
+        ("num_experts", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("new_width", ctypes.c_int64),
+    )
+
+
 class RouteTimeArguments(ctypes.Structure):
     """`moesaic_route_time_args`."""
 
@@ -80,6 +112,8 @@ class RouteTimeArguments(ctypes.Structure):
 _route = Kernel("route")
 _route_scores = Kernel("route_scores")
 _route_logits = Kernel("route_logits")
+_route_changes = Kernel("route_changes")
+_route_replace = Kernel("route_replace")
 _route_time = Kernel("route_time")
 
 
@@ -167,6 +201,44 @@ def route_logits(logits: Tensor, scores: Tensor, scoring: Scoring = "softmax", c
     given = ctypes.pointer(rows), pointer(logits), pointer(scores), pointer(out), logits.shape[1]
     _route_logits(RouteLogitsArguments(*given, SCORINGS[scoring], cap or 0.0))
     return out
+
+
+def route_changes(before: Tensor, after: Tensor) -> ScoreChanges:
+    """Which rows of scores `[T, E]` fp32 have become others, and whether these can be chosen by (as the oracle's)."""
+    rows, found = ctypes.c_int64(len(before)), (ctypes.c_int64 * 2)()
+    changed = torch.empty(len(before), dtype=torch.bool)
+    given = ctypes.pointer(rows), pointer(before), pointer(after), pointer(changed, torch.bool)
+    _route_changes(RouteChangesArguments(*given, ctypes.addressof(found), before.shape[1]))
+    return ScoreChanges(changed, found[0], bool(found[1] & FAULTS), bool(found[1] & ZERO))
+
+
+def route_replace(
+    ids: Tensor,
+    weights: Tensor,
+    new_ids: Tensor,
+    new_weights: Tensor,
+    scores: Tensor,
+    changed: Tensor,
+    counts: Tensor | None = None,
+) -> None:
+    """Write other choices over those of the rows that `changed` `[T]` bool says (as the oracle's)."""
+    rows, width, new_width = ctypes.c_int64(len(ids)), ids.shape[1], new_ids.shape[1]
+    if new_width > width:
+        raise ValueError(f"{new_width} choices a row do not fit into {width}")
+    arguments = RouteReplaceArguments(
+        ctypes.pointer(rows),
+        pointer(ids, torch.int32),
+        pointer(weights),
+        pointer(new_ids, torch.int32),
+        pointer(new_weights),
+        pointer(scores),
+        pointer(changed, torch.bool),
+        pointer(counts, torch.int64),
+        scores.shape[1],
+        width,
+        new_width,
+    )
+    _route_replace(arguments)
 
 
 def route_seconds() -> float:
