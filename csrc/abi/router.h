@@ -116,7 +116,7 @@ typedef struct {
 
 MOESAIC_API void moesaic_route_replace(const moesaic_route_replace_args* args);
 
-// What the calling thread has spent in `moesaic_route` since it began.
+// What the calling thread has spent in `moesaic_route`, without `choice`, since it began.
 typedef struct {
     int64_t* nanoseconds;  // out
 } moesaic_route_time_args;

@@ -20,7 +20,7 @@ from moesaic.core.batch import Batch
 from moesaic.core.errors import ConfigError
 from moesaic.core.log import get_logger
 from moesaic.core.step import NewSequence
-from moesaic.experts.function_choice import changes_of, choose_by_scores, refused
+from moesaic.experts.function_choice import LastChanges, changes_of, choose_by_scores, refused
 from moesaic.experts.function_types import DomainTags, RequestIds, RoutingInput
 from moesaic.experts.functions import RoutingFunctions
 from moesaic.experts.routing import Routing, RoutingKernels, choose_experts
@@ -152,9 +152,9 @@ class CustomRouting:
                 )
         return self._seconds + self._in_kernels() - self._kernel_seconds
 
-    def spent(self, seconds: float, in_kernels: float) -> None:
-        """Behind a router so many seconds were spent, some of them in its kernel, whose time is known."""
-        self._seconds += seconds - in_kernels
+    def spent(self, seconds: float) -> None:
+        """Behind a router so many seconds were spent."""
+        self._seconds += seconds
 
     def _in_kernels(self) -> float:
         """Seconds that this thread has spent in kernels of routing, ever."""
@@ -189,112 +189,125 @@ class Stage:
         Raises:
             RoutingFunctionError: a function raised, or gave what cannot be chosen by.
         """
-        if self.custom.stops is not None:
-            parts: dict[int, tuple[Routing, Tensor]] = {}  # of the last step's size
+        asked = Asked(logits, spec, correction, expert_scale, counts, table)
+        if self.custom.stops is None:
+            return self._decide(routing, asked)
+        if self.custom.simulated is None and logits.dtype is torch.float32:
+            asked = replace(asked, scores=self.kernels.route_scores(logits, scoring=spec.scoring, cap=spec.cap))
+        parts: dict[int, tuple[Routing, Asked]] = {}  # of the last step's size
 
-            def decide(rows: int) -> None:
-                if rows not in parts:
-                    parts.clear()
-                    parts[rows] = Routing(routing.ids[:rows], routing.weights[:rows]), logits[:rows]
-                part, own = parts[rows]
-                with torch.inference_mode():
-                    self._decide(part, own, spec, correction, expert_scale, counts, table)
+        def decide(rows: int) -> None:
+            if rows not in parts:
+                parts.clear()
+                parts[rows] = Routing(routing.ids[:rows], routing.weights[:rows]), asked.of(rows)
+            with torch.inference_mode():
+                self._decide(*parts[rows])
 
-            self.custom.stops.append((len(Kernel.recorder.calls), decide))
-            return routing
-        return self._decide(routing, logits, spec, correction, expert_scale, counts, table)
-
-    def _decide(
-        self,
-        routing: Routing,
-        logits: Tensor,
-        spec: RouterSpec,
-        correction: Tensor | None,
-        expert_scale: Tensor | None,
-        counts: Tensor | None,
-        table: RouteTable | None,
-    ) -> Routing:
-        start, before = perf_counter(), self.kernels.route_seconds()
-        if self.custom.simulated is not None:
-            routing = self._drawn(routing, logits, spec, expert_scale, counts, table)
-        else:
-            routing = self._decided(routing, logits, spec, correction, expert_scale, counts, table)
-        self.custom.spent(perf_counter() - start, self.kernels.route_seconds() - before)
+        self.custom.stops.append((len(Kernel.recorder.calls), decide))
         return routing
 
-    def _decided(
-        self,
-        routing: Routing,
-        logits: Tensor,
-        spec: RouterSpec,
-        correction: Tensor | None,
-        expert_scale: Tensor | None,
-        counts: Tensor | None,
-        table: RouteTable | None,
-    ) -> Routing:
+    def _decide(self, routing: Routing, asked: "Asked") -> Routing:
+        start = perf_counter()
+        routing = self._decided(routing, asked) if self.custom.simulated is None else self._drawn(routing, asked)
+        self.custom.spent(perf_counter() - start)
+        return routing
+
+    def _decided(self, routing: Routing, asked: "Asked") -> Routing:
         """By functions."""
-        given = self._given(logits.float().contiguous(), spec, table)
+        given = self._given(asked)
         assert self.custom.functions is not None
-        decision = self.custom.functions(given, self.kernels.route_changes)
-        changes = changes_of(self.kernels, given, decision)
+        look = LastChanges(self.kernels.route_changes)
+        decision = self.custom.functions(given, look)
+        changes = changes_of(look, given, decision)
         if not changes.count:
             return routing
         scores, k = decision.scores, decision.k
         assert scores is not None and isinstance(k, Tensor)
-        alike = k is given.k and (table is None or not table.active)
-        top_k = spec.top_k if alike else k
         chosen = choose_by_scores(
-            self.kernels, given.logits, scores, top_k, spec, correction, expert_scale, changes.zeros
+            self.kernels,
+            given.logits,
+            scores,
+            k if asked.ruled or k is not given.k else asked.spec.top_k,
+            asked.spec,
+            asked.correction,
+            asked.expert_scale,
+            changes.zeros,
         )
         if chosen.ids.shape[1] > routing.ids.shape[1]:
             routing = _widened(routing, chosen.ids.shape[1])
         self.kernels.route_replace(
-            routing.ids, routing.weights, chosen.ids, chosen.weights, scores, changes.rows, counts
+            routing.ids, routing.weights, chosen.ids, chosen.weights, scores, changes.rows, asked.counts
         )
         return routing
 
-    def _drawn(
-        self,
-        routing: Routing,
-        logits: Tensor,
-        spec: RouterSpec,
-        expert_scale: Tensor | None,
-        counts: Tensor | None,
-        table: RouteTable | None,
-    ) -> Routing:
+    def _drawn(self, routing: Routing, asked: "Asked") -> Routing:
         """By lot: as many experts as each row was to have, with the weights that the router gives these."""
         tokens, simulated = self.custom.tokens, self.custom.simulated
         assert tokens is not None and simulated is not None
         positions = tokens.positions.cpu().numpy().astype(np.uint64)
-        choice = torch.from_numpy(simulated.choice(self.layer, tokens.seeds, positions)).to(logits.device)
-        ungrouped = replace(spec, top_k=routing.ids.shape[1], num_groups=1, top_groups=1)
+        choice = torch.from_numpy(simulated.choice(self.layer, tokens.seeds, positions)).to(asked.logits.device)
+        ungrouped = replace(asked.spec, top_k=routing.ids.shape[1], num_groups=1, top_groups=1)
         drawn = choose_experts(
-            self.kernels.route, logits, ungrouped, None, None, expert_scale, choice=choice.contiguous()
+            self.kernels.route, asked.logits, ungrouped, None, None, asked.expert_scale, choice=choice.contiguous()
         )
         unused = (choice.gather(1, drawn.ids.long()) < 0) | (routing.ids < 0)
-        if counts is not None:
-            _count(counts, routing.ids, -1)
+        if asked.counts is not None:
+            _count(asked.counts, routing.ids, -1)
         routing.ids.copy_(drawn.ids.masked_fill(unused, -1))
         routing.weights.copy_(drawn.weights.masked_fill(unused, 0.0))
-        if counts is not None:
-            _count(counts, routing.ids, 1)
+        if asked.counts is not None:
+            _count(asked.counts, routing.ids, 1)
         return routing
 
-    def _given(self, logits: Tensor, spec: RouterSpec, table: RouteTable | None) -> RoutingInput:
+    def _given(self, asked: "Asked") -> RoutingInput:
         """What functions are given: logits and k as the rows' rules make them."""
-        tokens = self.custom.tokens
+        tokens, logits, scores = self.custom.tokens, asked.logits, asked.scores
         assert tokens is not None
-        k = tokens.k(spec.top_k)
-        if table is not None and table.active:
-            logits, k = logits.clone(), k.clone()
-            for number in table.rows.used:
-                rows, rule = table.rows.rows_of(number, logits.device), table.rules[number]
-                k[rows] = rule.top_k
-                if number:
-                    ruled = rule.logits(logits[rows])
-                    logits[rows] = ruled if rule.banned is None else ruled.masked_fill(rule.banned, float("-inf"))
-        scores = self.kernels.route_scores(logits, scoring=spec.scoring, cap=spec.cap)
+        k = tokens.k(asked.spec.top_k)
+        if scores is None or asked.ruled:
+            logits = logits.float().contiguous()
+            if asked.ruled:
+                logits, k = asked.by_rules(logits)
+            scores = self.kernels.route_scores(logits, scoring=asked.spec.scoring, cap=asked.spec.cap)
         return RoutingInput(self.layer, logits, scores, tokens.tags, tokens.positions, tokens.request_ids, k)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a router was asked, beside its logits `[T, E]`.
+
+    Attributes:
+        scores: `[T, E]` that its kernel makes of the logits as they are; None where they are not at hand.
+    """
+
+    logits: Tensor
+    spec: RouterSpec
+    correction: Tensor | None
+    expert_scale: Tensor | None
+    counts: Tensor | None
+    table: RouteTable | None
+    scores: Tensor | None = None
+
+    @property
+    def ruled(self) -> bool:
+        """Whether rows have rules of their own."""
+        return self.table is not None and self.table.active
+
+    def of(self, rows: int) -> "Asked":
+        """The first tokens."""
+        return replace(self, logits=self.logits[:rows], scores=None if self.scores is None else self.scores[:rows])
+
+    def by_rules(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and k `[T]` as the rows' rules make them."""
+        assert self.table is not None
+        logits, k = logits.clone(), torch.full((len(logits),), self.spec.top_k, device=logits.device)
+        for number in self.table.rows.used:
+            rows, rule = self.table.rows.rows_of(number, logits.device), self.table.rules[number]
+            k[rows] = rule.top_k
+            if number:
+                ruled = rule.logits(logits[rows])
+                logits[rows] = ruled if rule.banned is None else ruled.masked_fill(rule.banned, float("-inf"))
+        return logits, k
 
 
 def _widened(routing: Routing, width: int) -> Routing:

@@ -1,11 +1,15 @@
 """What a routing function is given, and what it gives back."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self, overload
 
 import torch
 from torch import Tensor
+
+from moesaic.kernels.reference_router import ScoreChanges
+
+ChangesOf = Callable[[Tensor, Tensor], ScoreChanges]  # `route_changes`, of whatever backend
 
 
 class TokenLabels:

@@ -24,12 +24,10 @@ from moesaic.core.errors import ConfigError, MoesaicError, unknown_name
 from moesaic.core.log import get_logger
 from moesaic.core.routing import LayerShape, MoeShape
 from moesaic.experts.function_signature import Signature, signature_of, source_hash
-from moesaic.experts.function_types import DomainTags, RequestIds, RoutingDecision, RoutingInput
-from moesaic.kernels.reference_router import ScoreChanges, route_changes
+from moesaic.experts.function_types import ChangesOf, DomainTags, RequestIds, RoutingDecision, RoutingInput
+from moesaic.kernels.reference_router import route_changes
 
 logger = get_logger(__name__)
-
-ChangesOf = Callable[[Tensor, Tensor], ScoreChanges]
 
 PROBED_ROWS = 37  # neither a power of 2 nor a multiple of what vectors hold
 

@@ -191,12 +191,14 @@ def test_which_rows_are_changed():
     scores[1, 2] += 0.1
     k[4] = 1
     for kernels in (ORACLE, CPU):
-        changes = changes_of(kernels, x, RoutingDecision(scores, k))
+        changes = changes_of(kernels.route_changes, x, RoutingDecision(scores, k))
         assert changes.rows.nonzero().flatten().tolist() == [1, 4] and changes.count == 2
-        assert changes_of(kernels, x, RoutingDecision(scores, x.k)).rows.nonzero().flatten().tolist() == [1]
+        assert changes_of(kernels.route_changes, x, RoutingDecision(scores, x.k)).rows.nonzero().flatten().tolist() == [
+            1
+        ]
     x.scores[1] = scores[1] = float("nan")
     for kernels in (ORACLE, CPU):
-        assert changes_of(kernels, x, RoutingDecision(scores, k)).rows.nonzero().flatten().tolist() == [4]
+        assert changes_of(kernels.route_changes, x, RoutingDecision(scores, k)).rows.nonzero().flatten().tolist() == [4]
 
 
 FAULTS = {

@@ -242,7 +242,7 @@ def route_replace(
 
 
 def route_seconds() -> float:
-    """What this thread has spent in `route` since it began, replayed calls included."""
+    """What this thread has spent in `route` without `choice` since it began, replayed calls included."""
     nanoseconds = ctypes.c_int64()
     _route_time(RouteTimeArguments(ctypes.addressof(nanoseconds)))
     return nanoseconds.value * 1e-9
