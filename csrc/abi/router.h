@@ -93,7 +93,7 @@ typedef struct {
     const float* before;  // [rows, num_experts]
     const float* after;   // [rows, num_experts]
     uint8_t* changed;     // [rows] out: 1 for rows with any other score
-    int64_t* found;       // [2] out: how many they are; which of `moesaic_score_fault`, added up
+    int64_t* found;       // [2], added to: how many they are; which of `moesaic_score_fault` they have
     int64_t num_experts;
 } moesaic_route_changes_args;
 

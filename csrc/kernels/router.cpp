@@ -308,7 +308,6 @@ int64_t faults_of(const float* scores, int64_t num_experts) {
 }
 
 void route_changes(const moesaic_route_changes_args& a) {
-    a.found[0] = a.found[1] = 0;
     for (int64_t t = 0; t < *a.rows; ++t) {
         const float* before = a.before + t * a.num_experts;
         const float* after = a.after + t * a.num_experts;

@@ -19,9 +19,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from moesaic.experts.function_types import ChangesOf, RoutingDecision, RoutingInput
+from moesaic.experts.function_types import Look, RoutingDecision, RoutingInput, ScoreChanges
 from moesaic.experts.routing import Routing, RoutingKernels
-from moesaic.kernels.reference_router import ScoreChanges
 from moesaic.models.spec import RouterSpec
 
 UNSCORED = "its router does not score: it weighs by logits as they are, of either sign"
@@ -32,21 +31,7 @@ def refused(spec: RouterSpec) -> str:
     return UNSCORED if spec.scoring == "identity" else ""
 
 
-class LastChanges:
-    """The kernel that looks at scores, which answers its last question from memory: the scores that a function gives
-    are checked first, and are those of the decision where no other function comes."""
-
-    def __init__(self, look: ChangesOf) -> None:
-        self._look = look
-        self._last: tuple[Tensor, Tensor, ScoreChanges] | None = None
-
-    def __call__(self, before: Tensor, after: Tensor) -> ScoreChanges:
-        if self._last is None or self._last[0] is not before or self._last[1] is not after:
-            self._last = before, after, self._look(before, after)
-        return self._last[2]
-
-
-def changes_of(look: ChangesOf, given: RoutingInput, decision: RoutingDecision) -> ScoreChanges:
+def changes_of(look: Look, given: RoutingInput, decision: RoutingDecision) -> ScoreChanges:
     """Which tokens functions have given other scores, or another k."""
     assert decision.scores is not None and isinstance(decision.k, Tensor)
     changes = look(given.scores, decision.scores)
@@ -54,7 +39,7 @@ def changes_of(look: ChangesOf, given: RoutingInput, decision: RoutingDecision) 
         return changes
     rows = changes.rows | ((decision.k != given.k) & given.scores.isfinite().all(1))
     zeros = bool((decision.scores[rows] == 0).any())
-    return changes._replace(rows=rows, count=int(rows.sum()), zeros=zeros)
+    return replace(changes, rows=rows, count=int(rows.sum()), zeros=zeros)
 
 
 def choose_by_scores(

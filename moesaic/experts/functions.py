@@ -24,7 +24,7 @@ from moesaic.core.errors import ConfigError, MoesaicError, unknown_name
 from moesaic.core.log import get_logger
 from moesaic.core.routing import LayerShape, MoeShape
 from moesaic.experts.function_signature import Signature, signature_of, source_hash
-from moesaic.experts.function_types import ChangesOf, DomainTags, RequestIds, RoutingDecision, RoutingInput
+from moesaic.experts.function_types import DomainTags, Look, RequestIds, RoutingDecision, RoutingInput
 from moesaic.kernels.reference_router import route_changes
 
 logger = get_logger(__name__)
@@ -55,11 +55,11 @@ class RoutingFunction:
     by_row: bool = False
     seconds: float = 0.0
 
-    def __call__(self, given: RoutingInput, changes: ChangesOf = route_changes) -> RoutingDecision:
-        """The decision for all tokens, checked: scores `[T, E]`, k `[T]` int64.
+    def __call__(self, given: RoutingInput, look: Look | None) -> RoutingDecision:
+        """The decision for all tokens: scores `[T, E]`, k `[T]` int64.
 
         Args:
-            changes: the kernel that looks at scores.
+            look: checks the scores; None where they are checked later (`check`).
 
         Raises:
             RoutingFunctionError: the function raised, or what it gave cannot be used.
@@ -67,14 +67,14 @@ class RoutingFunction:
         start = perf_counter()
         try:
             if not self.by_row or len(given.scores) < 2:
-                return self._call(given, changes)
-            rows = [self._call(given.of(slice(row, row + 1)), changes) for row in range(len(given.scores))]
+                return self._call(given, look)
+            rows = [self._call(given.of(slice(row, row + 1)), look) for row in range(len(given.scores))]
             scores, ks = zip(*((cast(Tensor, row.scores), cast(Tensor, row.k)) for row in rows), strict=True)
             return RoutingDecision(torch.cat(scores), torch.cat(ks))
         finally:
             self.seconds += perf_counter() - start
 
-    def _call(self, given: RoutingInput, changes: ChangesOf) -> RoutingDecision:
+    def _call(self, given: RoutingInput, look: Look | None) -> RoutingDecision:
         scores = given.scores.clone()  # it may write into them
         try:
             if self.signature == "simple":
@@ -89,10 +89,10 @@ class RoutingFunction:
                 raise self._error(given, "gave None: it must return the scores")
         if not isinstance(result, RoutingDecision):
             raise self._error(given, f"gave {_kind(result)}, and not a RoutingDecision")
-        return RoutingDecision(self._scores(result.scores, given, changes), self._k(result.k, given))
+        return RoutingDecision(self._scores(result.scores, given, look), self._k(result.k, given))
 
-    def _scores(self, scores: Any, given: RoutingInput, changes: ChangesOf) -> Tensor:
-        """What it made of the scores, if they can be chosen by."""
+    def _scores(self, scores: Any, given: RoutingInput, look: Look | None) -> Tensor:
+        """What it made of the scores."""
         before = given.scores
         if scores is None:
             return before
@@ -101,14 +101,19 @@ class RoutingFunction:
         if scores.device != before.device:
             raise self._error(given, f"gave scores on {scores.device}, they were on {before.device}")
         scores = scores.contiguous()
-        if not changes(before, scores).faulty:
-            return scores
-        changed = scores[before.isfinite().all(1)]  # a model with weights of NaN is none of the function's fault
+        if look is not None and look(before, scores).faulty:
+            self.check(scores, given)
+        return scores
+
+    def check(self, scores: Tensor, given: RoutingInput) -> None:
+        """Raise RoutingFunctionError where the scores `[T, E]` that it made of its input cannot be chosen by."""
+        changed = scores[given.scores.isfinite().all(1)]  # a model with weights of NaN is none of the function's fault
         if not changed.isfinite().all():
             raise self._error(given, "gave scores that are not finite")
         if (changed < 0).any():
             raise self._error(given, f"gave a negative score, {float(changed.min()):.6g}")
-        raise self._error(given, "left a token no expert to choose: all of its scores are 0")
+        if not (changed > 0).any(1).all():
+            raise self._error(given, "left a token no expert to choose: all of its scores are 0")
 
     def _k(self, k: Any, given: RoutingInput) -> Tensor:
         """How many experts it gave each token."""
@@ -213,14 +218,21 @@ class RoutingFunctions:
             raise ConfigError(unknown_name("routing function", name, [f.name for f in self._functions]))
         self._functions.remove(found[0])
 
-    def __call__(self, given: RoutingInput, changes: ChangesOf = route_changes) -> RoutingDecision:
-        """What all functions, one after the other, make of it; raises RoutingFunctionError."""
-        if len(self._functions) == 1:
-            return self._functions[0](given, changes)
-        for function in self._functions:
-            made = function(given, changes)
+    def __call__(self, given: RoutingInput, look: Look | None = None, check_last: bool = True) -> RoutingDecision:
+        """What all functions, one after the other, make of it; raises RoutingFunctionError.
+
+        Args:
+            look: checks what each has made; that of the last one later (`check`), where not `check_last`.
+        """
+        look = look or Look(route_changes)
+        for function in self._functions[:-1]:
+            made = function(given, look)
             given = replace(given, scores=made.scores, k=made.k)
-        return RoutingDecision(given.scores, given.k)
+        return self._functions[-1](given, look if check_last else None)
+
+    def check(self, scores: Tensor, given: RoutingInput) -> None:
+        """Raise RoutingFunctionError where the scores `[T, E]` that the last one made cannot be chosen by."""
+        self._functions[-1].check(scores, given)
 
 
 def _stands_alone(function: RoutingFunction, layer: LayerShape) -> bool:
@@ -242,9 +254,10 @@ def _stands_alone(function: RoutingFunction, layer: LayerShape) -> bool:
     quiet = replace(function)
     try:
         with torch.inference_mode():
-            together = quiet(given)
+            look = Look(route_changes)
+            together = quiet(given, look)
             parts: Sequence[slice] = [slice(row, row + 1) for row in range(0, PROBED_ROWS, 4)] + [slice(5, 16)]
-            return all(_same(quiet(given.of(part)), together, part) for part in parts)
+            return all(_same(quiet(given.of(part), look), together, part) for part in parts)
     except RoutingFunctionError:
         return True
     finally:

@@ -4,10 +4,10 @@ from typing import Any
 
 from torch import Tensor
 
-from moesaic.experts.custom import Stage
 from moesaic.experts.dispatch import LocalDispatch
 from moesaic.experts.layer import run_experts
 from moesaic.experts.routing import Routing, RoutingKernels, choose_experts, note_router
+from moesaic.experts.stage import Stage
 from moesaic.experts.stats import Tap
 from moesaic.experts.steering import Steering
 from moesaic.experts.store import ExpertPages

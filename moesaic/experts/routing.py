@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from torch import Tensor
 
 from moesaic.experts.stats import Tap
-from moesaic.kernels.reference_router import ScoreChanges
 from moesaic.kernels.route_table import RouteTable
 from moesaic.layers.base import BuildContext, NamedViews
 from moesaic.layers.context import LinearMethod, RouterNote, context_of, current_construction
@@ -15,7 +14,7 @@ from moesaic.layers.linear import ReplicatedLinear
 from moesaic.models.spec import RouterSpec
 
 if TYPE_CHECKING:
-    from moesaic.experts.custom import Stage
+    from moesaic.experts.stage import Stage
 
 
 @dataclass
@@ -30,6 +29,10 @@ class Routing:
     ids: Tensor
     weights: Tensor
 
+    def first(self, rows: int) -> Self:
+        """Those of the first tokens; what is written into them is written here."""
+        return type(self)(self.ids[:rows], self.weights[:rows])
+
 
 class RoutingKernels(NamedTuple):
     """The operations of routing in one backend (`kernels.reference_router` says what each does)."""
@@ -37,7 +40,7 @@ class RoutingKernels(NamedTuple):
     route: Callable[..., Any]
     route_scores: Callable[..., Tensor]
     route_logits: Callable[..., Tensor]
-    route_changes: Callable[[Tensor, Tensor], ScoreChanges]
+    route_changes: Callable[[Tensor, Tensor, Tensor], Tensor]
     route_replace: Callable[..., None]
     route_seconds: Callable[[], float]
 

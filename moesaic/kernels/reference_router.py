@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from time import perf_counter
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ Order = Literal["score_then_select", "select_then_score"]
 GroupScore = Literal["top2", "max"]
 
 LOWEST = torch.finfo(torch.float32).min
+FAULTS, ZEROS = 7, 8  # of scores: with these none can be chosen by them; some experts are not to be chosen
 _spent = [0.0]  # seconds in `route`
 
 
@@ -165,28 +166,21 @@ def route_logits(logits: Tensor, scores: Tensor, scoring: Scoring = "softmax", c
     return torch.where(scores == route_scores(logits, scoring, cap), capped, made.float())
 
 
-class ScoreChanges(NamedTuple):
-    """What somebody has made of scores `[T, E]`. Rows that were not finite before are nobody's fault, and left out.
+def route_changes(before: Tensor, after: Tensor, found: Tensor) -> Tensor:
+    """Which rows of scores `[T, E]` fp32 somebody has changed: `[T]` bool. Rows that were not finite before are left
+    out, for nobody changed them to that.
 
-    Attributes:
-        rows: `[T]` bool, those with any other score.
-        count: how many they are.
-        faulty: one of them has a score that is not finite, a negative one, or none above 0.
-        zeros: one of them has a score of 0: its expert is not to be chosen.
+    Args:
+        found: `[2]` int64, added to: how many rows they are; what their scores are, bit by bit: 1 for one that is not
+            finite, 2 for a negative one, 4 for a row with none above 0 (`FAULTS`, all of these), 8 for a 0 (`ZEROS`).
     """
-
-    rows: Tensor
-    count: int
-    faulty: bool
-    zeros: bool
-
-
-def route_changes(before: Tensor, after: Tensor) -> ScoreChanges:
-    """Which rows of scores `[T, E]` fp32 have become others, and whether these can be chosen by."""
     rows = (after != before).any(1) & before.isfinite().all(1)
     others = after[rows]
-    faulty = ~others.isfinite().all() | (others < 0).any() | ~(others > 0).any(1).all()
-    return ScoreChanges(rows, int(rows.sum()), bool(faulty), bool((others == 0).any()))
+    cases = ~others.isfinite().all(), (others < 0).any(), ~(others > 0).any(1).all(), (others == 0).any()
+    found[0] += rows.sum()
+    for bit, case in enumerate(cases):
+        found[1] |= int(case) << bit
+    return rows
 
 
 def route_replace(

@@ -66,10 +66,12 @@ class RecordedStep:
             self._inputs.batch(count), seq_lens_host=[1] * count, table_rows_host=[0] * count, seq_ids=[0] * count
         )
         start, before = perf_counter(), list(self._stats.routes)
-        steering.custom.stops, tokens = stops, steering.custom.tokens
+        steering.custom.stops, steering.custom.checks, tokens = stops, [], steering.custom.tokens
         steering.custom.tokens = None
         try:
             program = record(lambda: self.model.logits(self.model(batch, self.caches)), count)
+            if stops:
+                stops.append((len(program.names), steering.custom.last_stop()))
             recording = Recording(program, list(self._stats.routes), stops or [])
         except NotReplayable as reason:
             logger.info("decode steps are not recorded: %s", reason)

@@ -237,15 +237,18 @@ def test_counts_are_of_what_was_decided(tiny_model):
     assert torch.equal(stats.counts, counted)
 
 
-@pytest.mark.parametrize("how", ["raises", "nan", "nothing left", "shape"])
-def test_a_failure_takes_its_batch_and_nothing_else(tiny_model, how, log):
+@pytest.mark.parametrize("rows", [None, 3], ids=["in the prompt", "in a replayed step"])
+@pytest.mark.parametrize("how", ["raises", "nan", "negative", "nothing left", "shape"])
+def test_a_failure_takes_its_batch_and_nothing_else(tiny_model, how, rows, log):
     broken = [False]
 
     def moody(scores, tags):
-        if broken[0] and how == "raises":
+        breaks = broken[0] and rows in (None, len(scores))
+        if breaks and how == "raises":
             raise ValueError("not today")
-        if broken[0]:
-            return {"nan": scores / 0 * 0, "nothing left": scores * 0, "shape": scores[:, :2]}[how]
+        if breaks:
+            made = {"nan": scores / 0 * 0, "negative": -scores, "nothing left": scores * 0, "shape": scores[:, :2]}
+            return made[how]
         return scores
 
     path = tiny_model("qwen3_moe")
@@ -255,7 +258,9 @@ def test_a_failure_takes_its_batch_and_nothing_else(tiny_model, how, log):
     with log.at_level(logging.ERROR, "moesaic"):
         outputs = llm.generate(PROMPTS[:3], params(), use_tqdm=False)
     assert all(o.outputs[0].finish_reason == "error" and "'moody'" in o.error for o in outputs)
-    assert "moody" in log.text and ("not today" in log.text or how != "raises")
+    words = {"raises": "not today", "nan": "not finite", "negative": "negative score", "nothing left": "no expert"}
+    assert "moody" in log.text and words.get(how, "a tensor [") in log.text
+    assert all(bool(o.outputs[0].token_ids) == (rows is not None) for o in outputs)
     llm.llm_engine.engine.check_integrity()
     broken[0] = False
     assert run(llm, PROMPTS, [NONE] * 4) == expected

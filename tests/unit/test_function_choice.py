@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from moesaic.experts.function_choice import changes_of, choose_by_scores, refused
-from moesaic.experts.function_types import RoutingDecision
+from moesaic.experts.function_types import Look, RoutingDecision
 from moesaic.experts.routing import Routing, RoutingKernels, choose_experts
 from moesaic.kernels import reference_router
 from moesaic.kernels.cpu import router as cpu
@@ -191,14 +191,14 @@ def test_which_rows_are_changed():
     scores[1, 2] += 0.1
     k[4] = 1
     for kernels in (ORACLE, CPU):
-        changes = changes_of(kernels.route_changes, x, RoutingDecision(scores, k))
+        changes = changes_of(Look(kernels.route_changes), x, RoutingDecision(scores, k))
         assert changes.rows.nonzero().flatten().tolist() == [1, 4] and changes.count == 2
-        assert changes_of(kernels.route_changes, x, RoutingDecision(scores, x.k)).rows.nonzero().flatten().tolist() == [
-            1
-        ]
+        changes = changes_of(Look(kernels.route_changes), x, RoutingDecision(scores, x.k))
+        assert changes.rows.nonzero().flatten().tolist() == [1]
     x.scores[1] = scores[1] = float("nan")
     for kernels in (ORACLE, CPU):
-        assert changes_of(kernels.route_changes, x, RoutingDecision(scores, k)).rows.nonzero().flatten().tolist() == [4]
+        changes = changes_of(Look(kernels.route_changes), x, RoutingDecision(scores, k))
+        assert changes.rows.nonzero().flatten().tolist() == [4]
 
 
 FAULTS = {
@@ -218,7 +218,7 @@ def test_what_is_made_of_scores(what, isa):
     before = torch.rand(4, 37) + 0.01
     before[2, 5] = float("nan")
     for kernels in (ORACLE, CPU):
-        changes = kernels.route_changes(before, make(before))
+        changes = Look(kernels.route_changes)(before, make(before))
         assert (changes.count, changes.faulty, changes.zeros) == (count, faulty, zeros)
         assert changes.rows.tolist() == [count > 0, count > 0, False, count > 0]
 

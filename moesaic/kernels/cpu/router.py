@@ -6,13 +6,12 @@ import torch
 from torch import Tensor
 
 from moesaic.kernels.cpu.calls import Count, Kernel, pointer
-from moesaic.kernels.reference_router import GroupScore, Order, ScoreChanges, Scoring
+from moesaic.kernels.reference_router import GroupScore, Order, Scoring
 from moesaic.kernels.route_table import RouteTable
 
 SCORINGS = {"softmax": 0, "sigmoid": 1, "sqrt_softplus": 2, "identity": 3, "sparsemixer": 4}
 ORDERS = {"score_then_select": 0, "select_then_score": 1}
 GROUP_SCORES = {"top2": 0, "max": 1}
-FAULTS, ZERO = 7, 8  # `moesaic_score_fault`
 
 
 class RouteArguments(ctypes.Structure):
@@ -203,13 +202,13 @@ def route_logits(logits: Tensor, scores: Tensor, scoring: Scoring = "softmax", c
     return out
 
 
-def route_changes(before: Tensor, after: Tensor) -> ScoreChanges:
-    """Which rows of scores `[T, E]` fp32 have become others, and whether these can be chosen by (as the oracle's)."""
-    rows, found = ctypes.c_int64(len(before)), (ctypes.c_int64 * 2)()
-    changed = torch.empty(len(before), dtype=torch.bool)
+def route_changes(before: Tensor, after: Tensor, found: Tensor) -> Tensor:
+    """Which rows of scores `[T, E]` fp32 have become others: `[T]` bool; what there is to say adds up in `found` `[2]`
+    int64 (as the oracle's)."""
+    rows, changed = ctypes.c_int64(len(before)), torch.empty(len(before), dtype=torch.bool)
     given = ctypes.pointer(rows), pointer(before), pointer(after), pointer(changed, torch.bool)
-    _route_changes(RouteChangesArguments(*given, ctypes.addressof(found), before.shape[1]))
-    return ScoreChanges(changed, found[0], bool(found[1] & FAULTS), bool(found[1] & ZERO))
+    _route_changes(RouteChangesArguments(*given, pointer(found, torch.int64), before.shape[1]))
+    return changed
 
 
 def route_replace(
