@@ -126,10 +126,11 @@ class CustomRouting:
         if self.functions or self.simulated is not None:
             rows = np.repeat(np.arange(len(batch.seq_ids)), batch.query_lens_host)
             sequence = torch.from_numpy(rows).to(batch.positions.device)
+            single = len(rows) == len(batch.seq_ids)
             self.tokens = StepTokens(
-                DomainTags([self._tags.get(seq_id, []) for seq_id in batch.seq_ids], sequence),
+                DomainTags([self._tags.get(seq_id, []) for seq_id in batch.seq_ids], sequence, single),
                 batch.positions,
-                RequestIds([[self._requests.get(seq_id, "")] for seq_id in batch.seq_ids], sequence),
+                RequestIds([[self._requests.get(seq_id, "")] for seq_id in batch.seq_ids], sequence, single),
                 np.array([self._seeds.get(seq_id, 0) for seq_id in batch.seq_ids], np.uint64)[rows],
             )
 

@@ -18,11 +18,13 @@ class TokenLabels:
     Args:
         of_sequence: the labels of each of S sequences.
         sequence: `[T]` int64, which of them a token belongs to.
+        one_each: each sequence has one token, as when all decode.
     """
 
-    def __init__(self, of_sequence: Sequence[Sequence[str]], sequence: Tensor) -> None:
+    def __init__(self, of_sequence: Sequence[Sequence[str]], sequence: Tensor, one_each: bool = False) -> None:
         self._of_sequence = of_sequence
         self._sequence = sequence
+        self._one_each = one_each
         self._found: dict[frozenset[str], Tensor] = {}  # `[S]` bool: every layer of a step asks for the same
 
     def __eq__(self, label: object) -> Tensor:
@@ -44,7 +46,7 @@ class TokenLabels:
         if found is None:
             flags = [not wanted.isdisjoint(own) for own in self._of_sequence]
             found = self._found[wanted] = torch.tensor(flags, dtype=torch.bool, device=self._sequence.device)
-        return found[self._sequence]
+        return found.clone() if self._one_each else found[self._sequence]
 
     def __len__(self) -> int:
         return int(self._sequence.shape[0])

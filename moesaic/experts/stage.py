@@ -77,8 +77,7 @@ class Stage:
             if rows not in acts:
                 acts.clear()
                 acts[rows] = make(rows)
-            with torch.inference_mode():
-                acts[rows]()
+            acts[rows]()
 
         assert self.custom.stops is not None
         self.custom.stops.append((len(Kernel.recorder.calls), act))

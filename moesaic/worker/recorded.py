@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 
+import torch
 from torch import Tensor
 
 from moesaic.core.batch import Batch
@@ -37,7 +38,10 @@ class Recording:
 
     def run(self, rows: int) -> Tensor:
         """The output's first `rows` rows, by the inputs' first."""
-        return self.program.run_between(rows, self.stops) if self.stops else self.program.run(rows)
+        if not self.stops:
+            return self.program.run(rows)
+        with torch.inference_mode():
+            return self.program.run_between(rows, self.stops)
 
 
 class RecordedStep:
