@@ -91,6 +91,7 @@ def test_all_untouched_keys_are_refused_together():
         ({"num_key_value_heads": 3}, "num_key_value_heads = 3: must divide num_attention_heads = 4"),
         ({"num_key_value_heads": 0}, "num_key_value_heads = 0: must divide"),
         ({"num_attention_heads": 5}, "must divide hidden_size = 32"),
+        ({"num_attention_heads": 0}, "num_attention_heads = 0: must be at least 1"),
         ({"num_hidden_layers": 0}, "no layers"),
         ({"vocab_size": -1}, "vocab_size must be at least 1"),
         ({"head_dim": 7}, "even head dimension"),

@@ -6,6 +6,7 @@ import torch
 from moesaic.core.config import CacheConfig, EngineConfig, ModelConfig, SchedulerConfig
 from moesaic.core.errors import ConfigError
 from moesaic.core.units import count_of, size_of
+from moesaic.kernels.cpu.arena import allocate
 from moesaic.layers.kv_cache import KVCacheSpec, StateSpec
 from moesaic.worker.memory import default_share, plan_kv
 
@@ -97,3 +98,9 @@ def test_numbers_as_people_read_them():
         "103 M",
         "6.92 B",
     ]
+
+
+def test_more_memory_than_there_can_be_is_refused_in_words():
+    for nbytes in (1 << 47, 1 << 70):
+        with pytest.raises(ConfigError, match=r"there is no memory for [0-9.]+ GB of weights"):
+            allocate(nbytes)

@@ -30,8 +30,8 @@ def write_rules(s: Structure, choices: Mapping[str, Any], used: set[str]) -> lis
             done.add(matches.index(pair))
             match = _joined(match)
         lines += _rule(match, used)
-    if s.has_head:
-        head = next(m.source for m in matches if m.target == "lm_head.weight")
+    head = next((m.source for m in matches if m.target == "lm_head.weight"), None)
+    if s.has_head and head is not None:
         used.add("tied")
         lines += call("tied", [literal(head), literal("embed.weight")], ",", 4)
     for template, why in s.ignored.items():

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from moesaic.core.errors import ConfigError
+
 HUGE_PAGE = 2 << 20
 PAGE = 4096
 
@@ -14,12 +16,18 @@ def allocate(nbytes: int) -> Tensor:
     """`nbytes` zeros, uint8, aligned to 4 KiB, and to 2 MiB in huge pages where there is enough to fill one.
 
     Pages take memory when they are first written. They are given back when the last tensor on them goes.
+
+    Raises:
+        ConfigError: there is not so much memory, or a limit forbids it.
     """
     size = max(nbytes, 1)
     huge = size >= HUGE_PAGE
     align = HUGE_PAGE if huge else PAGE
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-    block = mmap.mmap(-1, round_up(size, align) + align, **private)
+    try:
+        block = mmap.mmap(-1, round_up(size, align) + align, **private)
+    except (OSError, OverflowError) as e:
+        raise ConfigError(f"there is no memory for {size / 1e9:.1f} GB of weights at once ({e})") from e
     if huge and hasattr(mmap, "MADV_HUGEPAGE"):
         block.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(block, dtype=torch.uint8)  # holds the mapping

@@ -35,6 +35,8 @@ def gqa(
         more: fields of AttentionSpec.
     """
     heads = c.require(int, "num_attention_heads")
+    if heads < 1:
+        raise c.error("num_attention_heads", "must be at least 1")
     kv_heads = c.read(int | None, "num_key_value_heads", absent=num_kv_heads)
     kv_heads = heads if kv_heads is None else kv_heads
     if kv_heads < 1 or heads % kv_heads:
