@@ -181,9 +181,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a router was asked, beside its logits `[T, E]`.
+    """What a router was asked.
 
     Attributes:
+        logits: `[T, E]`.
         scores: `[T, E]` that its kernel makes of the logits as they are; None where they are not at hand.
     """
 
